@@ -1,0 +1,193 @@
+"""What a pass, a gate and an instrument are: the types that plugin authors write against."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from graphopt.errors import PlanError, nearest
+
+if TYPE_CHECKING:
+    from graphopt.ir import Model
+    from graphopt.targets import Target
+
+Analysis = Callable[["Model", Mapping[str, int]], object]
+"""A function of a model and the bindings of its symbolic dims; its result must not alias the model."""
+
+
+class PassOptions(BaseModel):
+    """Base of every pass's options: frozen, unknown keys refused, every field described with its unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassInfo:
+    """What a pass declares about itself; the plan is checked against it before anything runs.
+
+    Attributes:
+        name: Name in pipelines, words joined by hyphens.
+        summary: One sentence for ``graphopt passes``.
+        requires: Facts that must have been provided by an earlier pass.
+        provides: Facts that hold after this pass.
+        conflicts: Facts that must not hold when this pass starts.
+        preserves: Analyses that stay valid although the pass changed the model.
+        min_opset: Lowest version of the default domain that the pass can work on; 1 means any.
+    """
+
+    name: str
+    summary: str
+    requires: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+    conflicts: frozenset[str] = frozenset()
+    preserves: frozenset[str] = frozenset()
+    min_opset: int = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run of a pass did.
+
+    Attributes:
+        changed: Whether the model differs from what the pass was given; checked against the fingerprint.
+        counts: What was done how often, by a short stable key (``{"folded": 12}``).
+        skipped: What was left alone: (node or value, reason), in graph order.
+        extra: Further JSON-ready findings for the report.
+    """
+
+    changed: bool
+    counts: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[tuple[str, str], ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+class Context:
+    """What a pass may look at besides the model and its options.
+
+    Analyses are computed on first use and kept until the model changes. A pass that asks for an analysis
+    again after its own edits calls :meth:`invalidate` first.
+
+    Attributes:
+        target: What is compiled for.
+        dims: Sizes bound to symbolic dims by the user.
+        seed: Seed for everything random.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        analyses: Mapping[str, Analysis],
+        dims: Mapping[str, int] | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.target = target
+        self.dims: Mapping[str, int] = dict(dims or {})
+        self.seed = seed
+        self._analyses = analyses
+        self._progress = progress
+        self._model: Model | None = None
+        self._cache: dict[str, object] = {}
+
+    def bind(self, model: Model) -> None:
+        """Make *model* the one that analyses look at; the cache is the caller's to invalidate."""
+        self._model = model
+
+    def analysis(self, name: str) -> Any:  # noqa: ANN401 - each analysis has its own result type
+        """Return the analysis called *name* of the model that is being worked on.
+
+        Raises:
+            PlanError: No analysis has that name.
+        """
+        if name not in self._analyses:
+            raise PlanError(f"no analysis is called {name!r}", hint=nearest(name, self._analyses))
+        if name not in self._cache:
+            if self._model is None:
+                raise PlanError("no model is bound to the context", where=name)
+            self._cache[name] = self._analyses[name](self._model, self.dims)
+        return self._cache[name]
+
+    def invalidate(self, preserved: frozenset[str] = frozenset()) -> None:
+        """Forget all analyses but the *preserved* ones."""
+        self._cache = {name: value for name, value in self._cache.items() if name in preserved}
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell whoever watches that *done* of *total* parts are finished."""
+        if self._progress is not None:
+            self._progress(done, total)
+
+
+class Pass(ABC):
+    """One transformation of a model. Stateless: same model, options and context, same bytes."""
+
+    info: ClassVar[PassInfo]
+    Options: ClassVar[type[PassOptions]] = PassOptions
+
+    @abstractmethod
+    def run(self, model: Model, options: Any, context: Context) -> Report:  # noqa: ANN401 - narrowed by each pass
+        """Change *model* in place and say what was done.
+
+        Args:
+            model: A private copy; after an exception it is thrown away.
+            options: An instance of ``self.Options``.
+            context: Analyses, target, seed.
+        """
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One judgement of a gate, as it stands in report.json.
+
+    Attributes:
+        name: What was measured, with its unit in the name (``min_sqnr_db``).
+        value: The measured number; None where it is infinite (exact agreement) or undefined.
+        limit: What it was held against.
+        passed: The verdict.
+    """
+
+    name: str
+    value: float | None
+    limit: float
+    passed: bool
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Judges a model against the one that the run began with; a refusal rolls the step back."""
+
+    name: str
+
+    def check(self, original: Model, candidate: Model, context: Context) -> tuple[GateResult, ...]:
+        """Return one result per limit."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What an instrument is told about a step: its place, its pass and its printed options."""
+
+    index: int
+    name: str
+    text: str
+
+
+class Instrument:
+    """Watches steps; ``before`` runs in order of registration, ``after`` and ``failed`` in reverse.
+
+    All methods do nothing here; override what is needed. Every ``before`` is followed by exactly one of
+    ``after`` and ``failed``.
+    """
+
+    def before(self, step: StepView, model: Model) -> None:
+        """Called before the pass runs, with the model that it will see."""
+
+    def after(self, step: StepView, model: Model, report: Report) -> None:
+        """Called once the step is committed or found unchanged."""
+
+    def failed(self, step: StepView, error: Exception) -> None:
+        """Called when the step raised, broke its contract, or was refused by a gate."""

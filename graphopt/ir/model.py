@@ -1,0 +1,132 @@
+"""The model as passes see it: a semantic layer over an ``onnx_ir.Model``.
+
+The store is onnx-ir's; this class adds what every pass needs and onnx-ir leaves to its caller: a walk
+over *all* graphs (subgraphs and function bodies included), names that are fresh against every name in the
+model, clones that never share mutable weights, and a memory of where the model came from.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as oir
+
+from graphopt.ir.collector import collector_paused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from graphopt.ir.fingerprint import TensorRegistry
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model was read from.
+
+    Attributes:
+        path: The ``.onnx`` file.
+        external_files: Data files that its tensors point into, absolute, in order of first use.
+    """
+
+    path: Path
+    external_files: tuple[Path, ...] = ()
+
+
+class Model:
+    """An ONNX model in memory, ready to be changed by passes.
+
+    Attributes:
+        store: The underlying ``onnx_ir.Model``; passes may edit it freely through onnx-ir's API.
+        source: The file that it was read from, or None for a model made in memory.
+    """
+
+    __slots__ = ("_names", "_registry", "source", "store")
+
+    def __init__(
+        self, store: oir.Model, *, source: Source | None = None, registry: TensorRegistry | None = None
+    ) -> None:
+        self.store = store
+        self.source = source
+        self._registry = registry
+        self._names: set[str] | None = None
+
+    @property
+    def graph(self) -> oir.Graph:
+        """The main graph."""
+        return self.store.graph
+
+    @property
+    def functions(self) -> dict[tuple[str, str, str], oir.Function]:
+        """Model-local functions by (domain, name, overload)."""
+        return self.store.functions
+
+    @property
+    def ir_version(self) -> int:
+        """The ONNX IR version that the model declares."""
+        return self.store.ir_version
+
+    @property
+    def opset_imports(self) -> dict[str, int]:
+        """Opset version by domain of the main graph; the default domain is the empty string."""
+        return self.store.graph.opset_imports
+
+    @property
+    def opset(self) -> int:
+        """Version of the default ONNX domain; 0 where the model does not import it."""
+        return self.opset_imports.get("", self.opset_imports.get("ai.onnx", 0))
+
+    @property
+    def registry(self) -> TensorRegistry:
+        """Identities of tensors, shared by all clones of one model (see fingerprint.py)."""
+        if self._registry is None:
+            from graphopt.ir.fingerprint import TensorRegistry
+
+            self._registry = TensorRegistry()
+        return self._registry
+
+    def graphs(self) -> Iterator[oir.Graph]:
+        """Yield the main graph, its subgraphs at every depth, then each function body with its subgraphs."""
+        yield self.store.graph
+        yield from self.store.graph.subgraphs()
+        for function in self.store.functions.values():
+            yield function.graph
+            yield from function.subgraphs()
+
+    def nodes(self) -> Iterator[oir.Node]:
+        """Yield every node of every graph of :meth:`graphs`, each graph in its own order."""
+        for graph in self.graphs():
+            yield from graph
+
+    def clone(self) -> Model:
+        """Return an independent copy; tensors are shared, and frozen so that sharing is safe."""
+        with collector_paused():
+            from graphopt.ir.lower import clone_store
+
+            return Model(clone_store(self.store), source=self.source, registry=self.registry)
+
+    def fresh_name(self, hint: str) -> str:
+        """Return a name based on *hint* that no value, node or initializer of the model carries, and claim it.
+
+        The check spans all graphs because ONNX lets an inner graph see, and forbids it to redefine, outer names.
+        """
+        if self._names is None:
+            self._names = set(self._all_names())
+        if hint and hint not in self._names:
+            self._names.add(hint)
+            return hint
+        name = next(candidate for k in itertools.count(1) if (candidate := f"{hint}_{k}") not in self._names)
+        self._names.add(name)
+        return name
+
+    def _all_names(self) -> Iterator[str]:
+        for graph in self.graphs():
+            for value in itertools.chain(graph.inputs, graph.outputs):
+                yield value.name or ""
+            yield from graph.initializers
+            for node in graph:
+                yield node.name or ""
+                for value in itertools.chain((v for v in node.inputs if v is not None), node.outputs):
+                    yield value.name or ""

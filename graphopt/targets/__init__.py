@@ -1,0 +1,1 @@
+"""What an execution provider runs, and runs well, as data."""
