@@ -7,7 +7,7 @@ declared order; numbers that are not finite become null.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping  # noqa: TC003 - pydantic resolves annotations at run time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

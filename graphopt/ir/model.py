@@ -108,9 +108,10 @@ class Model:
             return Model(clone_store(self.store), source=self.source, registry=self.registry)
 
     def fresh_name(self, hint: str) -> str:
-        """Return a name based on *hint* that no value, node or initializer of the model carries, and claim it.
+        """Return a name based on *hint* that nothing in the model carries, and claim it.
 
-        The check spans all graphs because ONNX lets an inner graph see, and forbids it to redefine, outer names.
+        Values, nodes and initializers of all graphs count, because an inner graph sees the names of the
+        outer ones and must not redefine them.
         """
         if self._names is None:
             self._names = set(self._all_names())

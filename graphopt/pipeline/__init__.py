@@ -1,0 +1,1 @@
+"""Pipelines: text and recipes, the plan, the manager, plugins."""

@@ -1,0 +1,1 @@
+"""onnxruntime: providers, sessions, feeds, comparison, placement, timing."""
