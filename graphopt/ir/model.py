@@ -11,13 +11,13 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as oir
-
 from graphopt.ir.collector import collector_paused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import onnx_ir as oir
 
     from graphopt.ir.fingerprint import TensorRegistry
 
