@@ -1,0 +1,3 @@
+"""External tensor data: which paths are allowed, and copying bytes without mapping them."""
+
+from __future__ import annotations
