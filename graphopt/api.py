@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -156,15 +156,33 @@ class GateResult:
     passed: bool
 
 
-@runtime_checkable
-class Gate(Protocol):
-    """Judges a model against the one that the run began with; a refusal rolls the step back."""
+class Gate(ABC):
+    """Judges a model against the one that the run began with; a refusal rolls the step back.
 
-    name: str
+    A gate is declared like a pass: a class with a name, a summary and Options.
 
+    Attributes:
+        name: Name in recipes, words joined by hyphens.
+        summary: One sentence for ``graphopt passes``.
+        options: The limits to hold a model against.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type[PassOptions]] = PassOptions
+
+    def __init__(self, options: Any = None) -> None:  # noqa: ANN401 - narrowed by each gate
+        self.options = self.Options() if options is None else options
+
+    @abstractmethod
     def check(self, original: Model, candidate: Model, context: Context) -> tuple[GateResult, ...]:
-        """Return one result per limit."""
-        ...
+        """Return one result per limit; both models are to be looked at only.
+
+        Args:
+            original: The model as it was before the first step.
+            candidate: The model that the step left behind, verified.
+            context: Target, dim bindings and seed; its analyses look at *candidate*.
+        """
 
 
 @dataclass(frozen=True)
@@ -189,5 +207,5 @@ class Instrument:
     def after(self, step: StepView, model: Model, report: Report) -> None:
         """Called once the step is committed or found unchanged."""
 
-    def failed(self, step: StepView, error: Exception) -> None:
-        """Called when the step raised, broke its contract, or was refused by a gate."""
+    def failed(self, step: StepView, error: BaseException) -> None:
+        """Called when the step raised, broke its contract, was refused by a gate, or was interrupted."""

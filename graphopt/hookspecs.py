@@ -34,8 +34,8 @@ def graphopt_register_analyses() -> Mapping[str, str | Analysis]:  # type: ignor
 
 
 @hookspec
-def graphopt_register_gates() -> Mapping[str, str | Callable[..., Gate]]:  # type: ignore[empty-body]
-    """Return gate factories by name; the keys of a recipe's gate options are their keyword arguments."""
+def graphopt_register_gates() -> Mapping[str, str | type[Gate]]:  # type: ignore[empty-body]
+    """Return gates by name; a recipe asks for one with a ``[[gate]]`` table."""
 
 
 @hookspec

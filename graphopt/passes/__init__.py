@@ -1,1 +1,53 @@
-"""The built-in passes, one file each, registered through the same hooks as those of strangers."""
+"""The built-in plugin: registers passes, analyses, gates and targets through the hooks that all plugins use.
+
+Everything is named by text and imported on first use, so that listing the passes costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphopt.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@hookimpl
+def graphopt_register_passes() -> dict[str, str]:
+    """Return the built-in passes."""
+    return {
+        "canonicalize": "graphopt.passes.canonicalize:Canonicalize",
+        "fold-constants": "graphopt.passes.fold_constants:FoldConstants",
+        "eliminate-dead": "graphopt.passes.eliminate_dead:EliminateDead",
+        "deduplicate": "graphopt.passes.deduplicate:Deduplicate",
+        "fuse-batchnorm": "graphopt.passes.fuse_batchnorm:FuseBatchnorm",
+        "infer-shapes": "graphopt.passes.infer_shapes:InferShapes",
+        "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
+        "graphsurgeon-script": "graphopt.passes.graphsurgeon_script:GraphsurgeonScript",
+    }
+
+
+@hookimpl
+def graphopt_register_analyses() -> dict[str, str]:
+    """Return the analyses that passes may ask their context for."""
+    return {
+        "shapes": "graphopt.ir.shapes:infer_shapes",
+        "cost": "graphopt.ir.cost:measure_cost",
+    }
+
+
+@hookimpl
+def graphopt_register_gates() -> dict[str, str]:
+    """Return the gates that recipes may ask for."""
+    return {
+        "numeric": "graphopt.pipeline.gates:NumericGate",
+        "size": "graphopt.pipeline.gates:SizeGate",
+        "latency": "graphopt.pipeline.gates:LatencyGate",
+    }
+
+
+@hookimpl
+def graphopt_register_targets() -> dict[str, str | Path]:
+    """Return the targets that come with graphopt."""
+    return {"ort-cpu": "graphopt.targets:ort-cpu.toml"}
