@@ -1,0 +1,1 @@
+"""Helpers of the clean-up passes: canonicalize, eliminate-dead, deduplicate and their relatives."""
