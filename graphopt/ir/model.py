@@ -122,6 +122,10 @@ class Model:
         self._names.add(name)
         return name
 
+    def forget_names(self) -> None:
+        """Make :meth:`fresh_name` look at all names anew; needed after edits that claimed no names."""
+        self._names = None
+
     def _all_names(self) -> Iterator[str]:
         for graph in self.graphs():
             for value in itertools.chain(graph.inputs, graph.outputs):

@@ -1,16 +1,11 @@
-"""The built-in plugin: registers passes, analyses, gates and targets through the hooks that all plugins use.
+"""The built-in plugin: registers passes, analyses and gates through the hooks that all plugins use.
 
 Everything is named by text and imported on first use, so that listing the passes costs nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from graphopt.hookspecs import hookimpl
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @hookimpl
@@ -45,9 +40,3 @@ def graphopt_register_gates() -> dict[str, str]:
         "size": "graphopt.pipeline.gates:SizeGate",
         "latency": "graphopt.pipeline.gates:LatencyGate",
     }
-
-
-@hookimpl
-def graphopt_register_targets() -> dict[str, str | Path]:
-    """Return the targets that come with graphopt."""
-    return {"ort-cpu": "graphopt.targets:ort-cpu.toml"}
