@@ -1,0 +1,1 @@
+"""Parts of shape inference: symbolic dims, contents of shape arithmetic, rules by operator, the walk."""
