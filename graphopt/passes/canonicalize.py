@@ -71,7 +71,6 @@ def _overridable(model: Model) -> tuple[tuple[str, str], ...]:
     if not names:
         return ()
     listed = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    reason = (
-        f"{len(names)} initializers are inputs too and stay overridable: {listed}; see freeze_initializers"
-    )
+    remedy = "see freeze_initializers" if model.ir_version >= 4 else "IR versions before 4 demand it"
+    reason = f"{len(names)} initializers are inputs too and stay overridable: {listed}; {remedy}"
     return (("graph inputs", reason),)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Larger operands are weights in all likelihood, and reading them costs more than the node does.
 _OPERAND_BYTES = 1 << 20
 
-# Per operator: (index of the neutral operand, its value). A zero is neutral up to the sign of zero: -0.0 + 0.0
-# is 0.0, the one difference that these rules allow themselves.
+# Per operator: (index of the neutral operand, its value). A zero is neutral up to the sign of zero:
+# -0.0 + 0.0 is 0.0, the one difference that these rules allow themselves.
 _NEUTRAL: dict[str, tuple[tuple[int, float], ...]] = {
     "Add": ((0, 0), (1, 0)),
     "And": ((0, 1), (1, 1)),
@@ -58,7 +58,7 @@ def _is_all(array: npt.NDArray[np.generic], number: float) -> bool:
 
 
 def _fits_into(bench: Workbench, shape: tuple[int, ...], value: oir.Value) -> bool:
-    """Return whether broadcasting something of *shape* against *value* leaves the shape of *value* as it is."""
+    """Return whether broadcasting *value* with something of *shape* leaves the shape of *value* as it is."""
     if not shape:
         return True
     other = bench.facts.shape(value)
@@ -121,8 +121,10 @@ _FLOATS = {"FLOAT16": (11, 5), "BFLOAT16": (8, 8), "FLOAT": (24, 8), "DOUBLE": (
 def is_lossless(source: oir.DataType, target: oir.DataType) -> bool:
     """Return whether *target* holds every value of *source* exactly.
 
-    >>> is_lossless(oir.DataType.INT32, oir.DataType.DOUBLE), is_lossless(oir.DataType.INT32, oir.DataType.FLOAT)
-    (True, False)
+    >>> is_lossless(oir.DataType.INT32, oir.DataType.DOUBLE)
+    True
+    >>> is_lossless(oir.DataType.INT32, oir.DataType.FLOAT)
+    False
     """
     one, two = source.name, target.name
     if one == two:
@@ -173,10 +175,8 @@ def cast_like_to_cast(bench: Workbench, node: oir.Node) -> bool:
     target = bench.facts.dtype(input_at(node, 1))
     if target is None or has_reference(node):
         return False
-    like = node.inputs[1]
     node.op_type = "Cast"
     node.attributes["to"] = oir.AttrInt64("to", int(target))
     bench.drop_inputs(node, 1)
-    del like
     bench.counts["cast_like_to_cast"] += 1
     return True

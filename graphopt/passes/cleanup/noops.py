@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as oir
 
 from graphopt.ir.rewrite import attribute, constant_array, has_reference, input_at, is_unused
 from graphopt.passes.cleanup.facts import equal_dims
 
 if TYPE_CHECKING:
+    import onnx_ir as oir
+
     from graphopt.passes.cleanup.facts import Dim
     from graphopt.passes.cleanup.workbench import Workbench
 
@@ -21,7 +22,7 @@ _TO_THE_END = 2**31 - 1
 
 
 def int_list(node: oir.Node, index: int, name: str, *, as_attribute: bool) -> list[int] | None:
-    """Return the constant integers of an argument that is attribute *name* or, since some opset, input *index*.
+    """Return the constant integers of an argument: attribute *name* or, since some opset, input *index*.
 
     None where it is absent, computed, or a reference to an attribute of a function.
     """

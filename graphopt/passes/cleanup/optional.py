@@ -6,7 +6,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as oir
 
 from graphopt.ir import rewrite
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    import onnx_ir as oir
 
     from graphopt.passes.cleanup.facts import Facts
     from graphopt.passes.cleanup.workbench import Workbench
@@ -123,7 +123,7 @@ def _unused_region(_bench: Workbench, node: oir.Node, _array: npt.NDArray[np.gen
     return mode != "tf_crop_and_resize" and "coordinate_transformation_mode" not in _references(node)
 
 
-def _constant_mode(_bench: Workbench, node: oir.Node, array: npt.NDArray[np.generic]) -> bool:
+def _constant_mode(_bench: Workbench, _node: oir.Node, array: npt.NDArray[np.generic]) -> bool:
     return not any(array.tobytes()) and array.size == 1 and array.dtype.kind in "fiub"
 
 
