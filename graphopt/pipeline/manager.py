@@ -298,7 +298,7 @@ class _Run:
             return self.fingerprint  # the child has compared; this model was never touched
         try:
             after = fingerprint(self.model)
-            _check_honest(planned, report, self.fingerprint, after)
+            check_honest(planned, report, self.fingerprint, after)
             if report.changed:
                 verify(self.model)
         except GraphoptError as error:
@@ -435,16 +435,8 @@ def report_problem(report: object) -> str:
     return ""
 
 
-def _verify_input(model: Model) -> None:
-    from graphopt.ir.verify import verify
-
-    try:
-        verify(model)
-    except VerifyError as error:
-        raise InvalidModelError(error.message, where=error.where, hint=error.hint) from error
-
-
-def _check_honest(planned: PlannedStep, report: Report, before: str, after: str) -> None:
+def check_honest(planned: PlannedStep, report: Report, before: str, after: str) -> None:
+    """Raise PassFailed where ``Report.changed`` is not what the fingerprints say."""
     if report.changed == (before != after):
         return
     said, found = ("changed", "is the same") if report.changed else ("unchanged", "differs")
@@ -453,6 +445,15 @@ def _check_honest(planned: PlannedStep, report: Report, before: str, after: str)
         where=planned.title,
         hint="This is a fault of the pass: Report.changed must tell whether it edited the model.",
     )
+
+
+def _verify_input(model: Model) -> None:
+    from graphopt.ir.verify import verify
+
+    try:
+        verify(model)
+    except VerifyError as error:
+        raise InvalidModelError(error.message, where=error.where, hint=error.hint) from error
 
 
 def _checked_results(results: object) -> tuple[GateResult, ...]:
