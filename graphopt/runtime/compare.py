@@ -179,8 +179,10 @@ class _Norm:
 
 def _cosine(first: _Norm, second: _Norm, difference: _Norm) -> float | None:
     """Return the cosine by its law: a.b = (|a|^2 + |b|^2 - |a-b|^2) / 2, all over a common scale."""
+    if not difference.total:
+        return 1.0
     if not first.total or not second.total:
-        return 1.0 if first.total == second.total else None
+        return None
     scale = max(first.scale, second.scale, difference.scale)
     squares = [norm.total * (norm.scale / scale) ** 2 for norm in (first, second, difference)]
     product = math.sqrt(squares[0]) * math.sqrt(squares[1])

@@ -135,13 +135,7 @@ def check_dims(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> None:
     Raises:
         OptionError: No input has a dim of that name, or the size is negative.
     """
-    known: set[str] = set()
-    for spec in specs:
-        for axis, dim in enumerate(spec.shape or ()):
-            if dim is None:
-                known.add(f"{spec.name}[{axis}]")
-            elif isinstance(dim, str):
-                known |= {dim, *symbols(dim)}
+    known = {*free_dims(specs), *(dim for spec in specs for dim in spec.shape or () if isinstance(dim, str))}
     for name, size in dims.items():
         if name not in known:
             raise OptionError(
@@ -151,6 +145,18 @@ def check_dims(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> None:
             )
         if size < 0:
             raise OptionError(f"the size of dim {name!r} must be at least 0, got {size}", where="--dim")
+
+
+def free_dims(specs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """Return the names by which :func:`bind_dims` knows the free dims of *specs*, in order of first use."""
+    names: dict[str, None] = {}
+    for spec in specs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if dim is None:
+                names[f"{spec.name}[{axis}]"] = None
+            elif isinstance(dim, str):
+                names |= dict.fromkeys(sorted(symbols(dim)))
+    return tuple(names)
 
 
 def random_feeds(
