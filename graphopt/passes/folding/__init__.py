@@ -1,0 +1,1 @@
+"""What fold-constants is made of: exact kernels, regions, sizes and branches."""

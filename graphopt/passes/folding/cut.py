@@ -1,0 +1,173 @@
+"""Choose which of the foldable values to store, so that a file does not grow.
+
+Storing a value frees what computed it: nodes, and constants that nothing else reads. A value that is larger
+than what it frees is not stored; the node stays and its inputs are stored instead, and so on upwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from graphopt.passes.folding import sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    import onnx_ir as oir
+
+    from graphopt.passes.folding.sweep import Sweep
+
+_WALK_LIMIT = 2000
+"""How many nodes are looked at to find out what one value frees; a bound, not a measurement."""
+
+
+@dataclass(slots=True)
+class Cut:
+    """What to do with the foldable nodes.
+
+    Attributes:
+        stored: Values to become constants, in reverse topological order.
+        removed: Nodes that go, in reverse topological order.
+        grown_bytes: How much of the budget was spent.
+        skipped: Why a foldable node stays.
+    """
+
+    stored: dict[oir.Value, None] = field(default_factory=dict)
+    removed: dict[oir.Node, None] = field(default_factory=dict)
+    grown_bytes: int = 0
+    skipped: dict[oir.Node, str] = field(default_factory=dict)
+
+
+def choose(sweep: Sweep, budget_bytes: int) -> Cut:
+    """Return the cut whose stored values take at most *budget_bytes* more than what they free."""
+    cut = Cut()
+    generous = _components_that_shrink(sweep)
+    for node in reversed(sweep.foldable):
+        needed = _needed(node, cut.removed)
+        if not needed:
+            cut.removed[node] = None
+            continue
+        cost = _cost(sweep, needed)
+        if cost is None:
+            cut.skipped[node] = "the size of its result is unknown"
+            continue
+        freed = sizes.node_bytes(node)
+        if cost > freed and node not in generous:
+            freed += _freed_above(sweep, node, cut)
+            if cost - freed > budget_bytes - cut.grown_bytes:
+                cut.skipped[node] = _reason(node, cost, freed, budget_bytes)
+                continue
+            cut.grown_bytes += max(0, cost - freed)
+        cut.removed[node] = None
+        cut.stored.update(dict.fromkeys(needed))
+    return cut
+
+
+def _needed(node: oir.Node, *removed: Container[oir.Node]) -> list[oir.Value]:
+    """Return the outputs of *node* that something reads which is in none of *removed*."""
+    return [value for value in node.outputs if _is_read(value, *removed)]
+
+
+def _is_read(value: oir.Value, *removed: Container[oir.Node]) -> bool:
+    return value.is_graph_output() or any(
+        not any(user in nodes for nodes in removed) for user in value.consumers()
+    )
+
+
+def _cost(sweep: Sweep, values: list[oir.Value]) -> int | None:
+    total = 0
+    for value in values:
+        size = sweep.bytes_of(value)
+        if size is None:
+            return None
+        total += size + len(value.name or "") + 12
+    return total
+
+
+def _freed_above(sweep: Sweep, node: oir.Node, cut: Cut) -> int:
+    """Return the bytes of the nodes and constants above *node* that nothing but *node* keeps alive."""
+    total = 0
+    gone = {node}
+    stack = [node]
+    seen: set[oir.Value] = set()
+    while stack and len(gone) < _WALK_LIMIT:
+        for value in stack.pop().inputs:
+            if value is None or value in seen or _is_read(value, gone, cut.removed):
+                continue
+            seen.add(value)
+            producer = value.producer()
+            if value.is_initializer() and sweep.tensor_of(value) is not None:
+                total += sweep.bytes_of(value) or 0
+            elif producer is not None and (producer in sweep.foldable or producer.op_type == "Constant"):
+                if not _needed(producer, gone, cut.removed):
+                    total += sizes.node_bytes(producer)
+                    gone.add(producer)
+                    stack.append(producer)
+    return total
+
+
+def _components_that_shrink(sweep: Sweep) -> set[oir.Node]:
+    """Return the foldable nodes of every connected part that, stored as a whole, takes no more bytes.
+
+    Judged value by value, the parts of a constant that several Slice nodes take from it would each be an
+    addition; together they replace it.
+    """
+    parents: dict[oir.Node, oir.Node] = {}
+
+    def find(node: oir.Node) -> oir.Node:
+        root = node
+        while parents[root] is not root:
+            root = parents[root]
+        while parents[node] is not root:
+            parents[node], node = root, parents[node]
+        return root
+
+    readers: dict[oir.Value, oir.Node] = {}
+    for node in sweep.foldable:
+        parents[node] = node
+        for value in node.inputs:
+            if value is None:
+                continue
+            producer = value.producer()
+            if producer is not None and producer in parents:
+                parents[find(producer)] = find(node)
+            elif (sweep.bytes_of(value) or 0) > sizes.SMALL_BYTES:
+                if value in readers:
+                    parents[find(readers[value])] = find(node)
+                readers[value] = node
+    balance: dict[oir.Node, int] = {}
+    counted: set[oir.Value] = set()
+    unknown: set[oir.Node] = set()
+    for node in sweep.foldable:
+        root = find(node)
+        cost = _cost(sweep, [value for value in node.outputs if _leaves(value, sweep)])
+        if cost is None:
+            unknown.add(root)
+        balance[root] = balance.get(root, 0) + (cost or 0) - sizes.node_bytes(node)
+        for value in node.inputs:
+            if value is None or value in counted or _is_folded(value, sweep) or _leaves(value, sweep):
+                continue
+            counted.add(value)
+            size = sweep.bytes_of(value) or 0
+            # A small constant may be shared with another part, which may stay.
+            if sweep.tensor_of(value) is not None and (
+                size > sizes.SMALL_BYTES or len(value.consumers()) == 1
+            ):
+                balance[root] -= size
+    return {node for node in sweep.foldable if (root := find(node)) not in unknown and balance[root] <= 0}
+
+
+def _is_folded(value: oir.Value, sweep: Sweep) -> bool:
+    producer = value.producer()
+    return producer is not None and producer in sweep.foldable
+
+
+def _leaves(value: oir.Value, sweep: Sweep) -> bool:
+    """Whether *value* is read by something that cannot be folded."""
+    return value.is_graph_output() or any(user not in sweep.foldable for user in value.consumers())
+
+
+def _reason(node: oir.Node, cost: int, freed: int, budget_bytes: int) -> str:
+    what = "unpacking it from its table" if sizes.lookup(node) else "its result"
+    return f"{what} takes {cost} bytes and frees {freed}; max_growth_bytes={budget_bytes} does not allow that"

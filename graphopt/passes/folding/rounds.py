@@ -1,0 +1,203 @@
+"""The rounds of fold-constants: sweep, choose, store, simplify what is left, and again while it helps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from graphopt.api import Report
+from graphopt.errors import PassFailed
+from graphopt.ir import rewrite, semantics
+from graphopt.ir.collector import collector_paused
+from graphopt.ir.shapes import Shapes, infer_shapes
+from graphopt.passes.folding.branches import inline_constant_branches
+from graphopt.passes.folding.cut import Cut, choose
+from graphopt.passes.folding.region import evaluate_region
+from graphopt.passes.folding.sweep import Sweep
+from graphopt.passes.folding.targets import simplify_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy.typing as npt
+    import onnx_ir as oir
+
+    from graphopt.api import Context
+    from graphopt.ir import Model
+
+    Array = npt.NDArray[Any]
+
+_QUANTIZATION_KEY = "quant_parameter_tensor_names"
+"""Where onnx-ir keeps the quantization annotation of a value."""
+
+_MAX_ROUNDS = 20
+"""Each round but the last makes the model smaller; real models take two to four."""
+
+
+def fold(model: Model, budget_bytes: int, context: Context, *, inline_branches: bool) -> Report:
+    """Fold *model* in place; see :class:`graphopt.passes.fold_constants.FoldConstants`."""
+    counts: Counter[str] = Counter()
+    skipped: dict[oir.Node, str] = {}
+    with collector_paused():
+        for _ in range(_MAX_ROUNDS):
+            inlined = inline_constant_branches(model) if inline_branches else []
+            counts["branches_inlined"] += len(inlined)
+            _remove_dead(inlined, counts)
+            if inlined:
+                context.invalidate()
+            sweep = Sweep(model, lambda: _shapes(model, context))
+            sweep.run()
+            cut = _choose(sweep, budget_bytes - counts["grown_bytes"])
+            decided = any(rewrite.is_op(user, "If") for value in cut.stored for user in value.consumers())
+            _store(model, sweep, cut, counts)
+            simplified = simplify_targets(model, sweep.shapes()) if sweep.derived else []
+            counts["targets_simplified"] += len(simplified)
+            _remove_dead(simplified, counts)
+            skipped = sweep.skipped | cut.skipped
+            if cut.removed or simplified:
+                context.invalidate()
+            more = cut.stored and (decided or sweep.evaluated or sweep.asked_shapes)
+            if not (simplified or inlined or more):
+                break
+    keys = ("folded", "branches_inlined", "targets_simplified", "nodes_removed")
+    return Report(
+        changed=any(counts[key] for key in keys),
+        counts={key: number for key, number in sorted(counts.items()) if number},
+        skipped=tuple((_where(node), reason) for node, reason in skipped.items() if node.graph is not None),
+    )
+
+
+def _shapes(model: Model, context: Context) -> Shapes:
+    """Return the shapes of *model* with every symbolic dim free.
+
+    What the user bound by ``--dim`` holds for one run, not for the model, and must not be folded into it.
+    """
+    if context.dims:
+        return infer_shapes(model)
+    shapes = context.analysis("shapes")
+    assert isinstance(shapes, Shapes)
+    return shapes
+
+
+def _choose(sweep: Sweep, budget_bytes: int) -> Cut:
+    """Choose what to store and compute it; what cannot be computed is left alone and the rest chosen anew."""
+    while True:
+        cut = choose(sweep, budget_bytes)
+        failed = _compute_missing(sweep, cut)
+        if not failed:
+            return cut
+        for node, reason in failed.items():
+            sweep.drop(node, f"it cannot be evaluated: {reason}")
+
+
+def _compute_missing(sweep: Sweep, cut: Cut) -> dict[oir.Node, str]:
+    """Compute the stored values that were too large to be computed before they were wanted."""
+    by_node: dict[oir.Node, list[oir.Value]] = {}
+    for value in cut.stored:
+        if value not in sweep.arrays:
+            producer = value.producer()
+            assert producer is not None
+            by_node.setdefault(producer, []).append(value)
+    for node, wanted in by_node.items():
+        region = _region_of(sweep, node)
+        inside = {value for inner in region for value in inner.outputs}
+        constants: dict[oir.Value, Array | oir.TensorProtocol] = {}
+        for inner in region:
+            for value in inner.inputs:
+                if value is not None and value not in inside and (found := sweep.constant(value)) is not None:
+                    constants[value] = found
+        result = evaluate_region(region, wanted, constants, sweep.opsets_of(node))
+        if result.failed:
+            return result.failed
+        for value, array in result.arrays.items():
+            array.flags.writeable = False
+            sweep.arrays[value] = array
+    return {}
+
+
+def _region_of(sweep: Sweep, node: oir.Node) -> list[oir.Node]:
+    """Return *node* and the nodes above it that are not computed yet, in topological order."""
+    found: dict[oir.Node, None] = {}
+    stack = [(node, False)]
+    while stack:
+        current, done = stack.pop()
+        if done:
+            found[current] = None
+            continue
+        if current in found:
+            continue
+        stack.append((current, True))
+        for value in current.inputs:
+            if (
+                value is not None
+                and sweep.constant(value) is None
+                and (above := value.producer()) is not None
+            ):
+                stack.append((above, False))
+    return list(found)
+
+
+def _store(model: Model, sweep: Sweep, cut: Cut, counts: Counter[str]) -> None:
+    """Make the stored values constants of their graphs, and remove what computed them."""
+    for value in cut.stored:
+        producer = value.producer()
+        assert producer is not None and producer.graph is not None  # noqa: PT018 - one state, two facts
+        if value.is_graph_output():
+            new = rewrite.add_initializer(model, producer.graph, f"{value.name}_value", sweep.arrays[value])
+            if not rewrite.replace_value(model, value, new):
+                raise PassFailed("a folded graph output could not be renamed", where=f"value {value.name!r}")
+        else:
+            _become_constant(model, producer.graph, value, sweep.arrays[value])
+    left = [value for node in cut.removed for value in node.inputs if value is not None]
+    rewrite.remove_nodes(cut.removed)
+    counts["folded"] += len(cut.stored)
+    counts["nodes_removed"] += len(cut.removed)
+    counts["grown_bytes"] += cut.grown_bytes
+    _remove_dead(left, counts)
+
+
+def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Array) -> None:
+    """Put a constant of the same name in the place of *old*."""
+    name = old.name or "folded"
+    old.name = model.fresh_name(f"{name}_folded")
+    new = rewrite.add_initializer(model, graph, name, array)
+    new.name = name
+    new.doc_string = old.doc_string
+    if old.metadata_props:
+        new.metadata_props.update(old.metadata_props)
+    if _QUANTIZATION_KEY in old.meta:
+        new.meta[_QUANTIZATION_KEY] = old.meta[_QUANTIZATION_KEY]
+    for user, index in tuple(old.uses()):
+        user.replace_input_with(index, new)
+
+
+def _remove_dead(values: Iterable[oir.Value], counts: Counter[str]) -> None:
+    """Remove what only served *values* that nothing reads any more; what was dead before stays.
+
+    A file grows by a folded result, so what the result replaces has to go in the same step.
+    """
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if not rewrite.is_unused(value) or value.is_graph_input():
+            continue
+        if value.is_initializer():
+            graph = value.graph
+            assert graph is not None
+            if graph.initializers.get(value.name or "") is value:
+                del graph.initializers[value.name or ""]
+            continue
+        node = value.producer()
+        if node is None or node.graph is None or not all(rewrite.is_unused(one) for one in node.outputs):
+            continue
+        if not semantics.is_pure(node):
+            continue
+        stack.extend(one for one in node.inputs if one is not None)
+        stack.extend(rewrite.captured_values(node) if node.attributes else ())
+        rewrite.remove_node(node)
+        if node.op_type != "Constant":
+            counts["nodes_removed"] += 1
+
+
+def _where(node: oir.Node) -> str:
+    return f"{node.op_type} {node.name or node.outputs[0].name!r}"

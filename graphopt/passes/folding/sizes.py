@@ -1,0 +1,80 @@
+"""Bytes: of what folding adds and removes, and the rule that compressed weights stay compressed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as oir
+
+from graphopt.ir import rewrite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graphopt.ir import Shapes
+
+SMALL_BYTES = 1024
+"""A result up to this size is no weight: the guards of compressed weights let it pass."""
+
+GROWING = frozenset({
+    "CenterCropPad", "Col2Im", "ConstantOfShape", "EyeLike", "Expand", "Gather", "GatherElements", "GatherND",
+    "MatMul", "MaxUnpool", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample", "HannWindow",
+    "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "Einsum", "Gemm", "NonZero",
+})  # fmt: skip
+"""Operators whose output may be far larger than their inputs; evaluated only once the size is known."""
+
+
+def shape_bytes(shape: Sequence[int | str | None] | None, dtype: oir.DataType | None) -> int | None:
+    """Return how many bytes a tensor takes, or None where a dim or the type is unknown."""
+    if shape is None or dtype is None or dtype == oir.DataType.UNDEFINED:
+        return None
+    count = 1
+    for size in shape:
+        if not isinstance(size, int):
+            return None
+        count *= size
+    return 16 * count if dtype == oir.DataType.STRING else -(-count * dtype.bitwidth // 8)
+
+
+def node_bytes(node: oir.Node) -> int:
+    """Return a lower bound of what *node* takes in a file: its names, tags and attributes."""
+    total = 8 + len(node.op_type) + len(node.name or "") + len(node.doc_string or "")
+    total += sum(2 + len(value.name or "") for value in (*node.inputs, *node.outputs) if value is not None)
+    total += sum(4 + len(key) + len(text) for key, text in node.metadata_props.items())
+    for attribute in node.attributes.values():
+        total += 8 + len(attribute.name)
+        if attribute.is_ref():
+            continue
+        if attribute.type == oir.AttributeType.TENSOR:
+            total += int(attribute.as_tensor().nbytes)
+        elif attribute.type in {oir.AttributeType.INTS, oir.AttributeType.FLOATS}:
+            total += 2 * len(attribute.value)
+    return total
+
+
+def compressed(node: oir.Node, input_bytes: Sequence[int | None], output_bytes: int | None) -> str:
+    """Return why folding *node*, whose inputs are constant, would unpack a compressed weight; "" where not.
+
+    Args:
+        node: A node of the default domain.
+        input_bytes: Bytes of each input; None for omitted ones.
+        output_bytes: Bytes of its first output; None where unknown.
+    """
+    if node.op_type == "DequantizeLinear":
+        return "it unpacks a quantised constant, which stays quantised"
+    if output_bytes is None or output_bytes <= SMALL_BYTES:
+        return ""
+    source = input_bytes[0] if input_bytes else None
+    if node.op_type in {"Cast", "CastLike"} and source is not None and output_bytes > source:
+        return f"it widens a constant from {source} to {output_bytes} bytes, which stays narrow"
+    return ""
+
+
+def lookup(node: oir.Node) -> bool:
+    """Return whether *node* picks rows of a table, as a palette of weights is unpacked."""
+    return rewrite.is_op(node, "Gather", "GatherElements", "GatherND")
+
+
+def known_bytes(shapes: Shapes, value: oir.Value) -> int | None:
+    """Return the size of *value* that shape inference knows, in bytes, or None."""
+    return shape_bytes(shapes.shape(value), shapes.dtype(value))
