@@ -75,10 +75,10 @@ class Shapes:
         return oir.DataType(dtype) if dtype else None
 
     def known(self, value: oir.Value | None) -> Shape | None:
-        """Return the elements of a small integer or boolean tensor of rank 0 or 1 as far as they are known.
+        """Return the elements of a small integer or boolean tensor, row by row, as far as they are known.
 
         Each is an int (booleans as 0 and 1), the symbol of a size, or None. The result is None where nothing
-        is known. Constants are included.
+        is known; where it is not, the shape of *value* is static. Constants are included.
         """
         if value is None:
             return None

@@ -12,37 +12,41 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import onnx
 
-from graphopt.ir.inference.facts import BOOL, FLOATS, INTEGERS, MAX_CONTENT, Fact
+from graphopt.ir.inference.facts import BOOL, FLOATS, INTEGERS, MAX_CONTENT, Fact, array_of, static_dims
 from graphopt.ir.inference.rules import slice_positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy.typing as npt
 
     from graphopt.ir.inference.call import Call
     from graphopt.ir.inference.facts import Item
     from graphopt.ir.inference.symbols import Dim
 
     Data = tuple[Item, ...]
-    Rule = Callable[[Call, Fact], Data | None]
+    Found = Data | npt.NDArray[Any] | None
+    Rule = Callable[[Call, Fact], Found]
+
+_MAX_RANK = 4
 
 
 def contents_of(call: Call, out: Fact) -> Data | None:
-    """Return the elements of the first output *out* of *call*, or None where they are not shape arithmetic."""
+    """Return the elements of the first output *out* of *call*, or None where nothing is known of them."""
     rule = _RULES.get(call.op_type) if not call.domain else None
-    if rule is None or out.shape is None or len(out.shape) > 1:
+    if rule is None or out.shape is None or len(out.shape) > _MAX_RANK:
         return None
-    size = out.shape[0] if out.shape else 1
-    if not isinstance(size, int) or size > MAX_CONTENT:
+    dims = static_dims(out)
+    size = math.prod(dims)
+    if len(dims) != len(out.shape) or size > MAX_CONTENT:
         return None
-    data = rule(call, out)
-    if data is None or len(data) != size or all(item is None for item in data):
+    found = rule(call, out)
+    if found is None:
+        return None
+    data = tuple(found.reshape(-1).tolist()) if isinstance(found, np.ndarray) else found
+    if len(data) != size or all(item is None for item in data):
         return None
     return data
-
-
-def is_tracked(op_type: str) -> bool:
-    """Return whether some rule of this module covers the standard operator *op_type*."""
-    return op_type in _RULES
 
 
 def _number(value: Any, dtype: int) -> Item:  # noqa: ANN401 - whatever numpy computed
@@ -58,7 +62,7 @@ def _number(value: Any, dtype: int) -> Item:  # noqa: ANN401 - whatever numpy co
     return int(value) if info.min <= int(value) <= info.max else None
 
 
-def _shape(call: Call, out: Fact) -> Data | None:
+def _shape(call: Call, out: Fact) -> Found:
     del out
     source = call.at(0)
     if source is None or source.shape is None:
@@ -69,13 +73,13 @@ def _shape(call: Call, out: Fact) -> Data | None:
     return source.shape[start:end]
 
 
-def _size(call: Call, out: Fact) -> Data | None:
+def _size(call: Call, out: Fact) -> Found:
     del out
     source = call.at(0)
     return None if source is None or source.shape is None else (call.symbols.product(source.shape),)
 
 
-def _same(call: Call, out: Fact) -> Data | None:
+def _same(call: Call, out: Fact) -> Found:
     del out
     return call.data(0)
 
@@ -101,46 +105,66 @@ def _cast_item(item: Item, dtype: int, call: Call) -> Item:
     return None
 
 
-def _gather(call: Call, out: Fact) -> Data | None:
-    del out
-    data, indices, source = call.data(0), call.ints(1), call.at(0)
-    if data is None or indices is None or source is None or source.shape is None or len(source.shape) != 1:
-        return None
-    if any(not -len(data) <= index < len(data) for index in indices):
-        return None
-    return tuple(data[index] for index in indices)
+def _array(call: Call, index: int) -> npt.NDArray[Any] | None:
+    fact = call.at(index)
+    return None if fact is None else array_of(fact)
 
 
-def _slice(call: Call, out: Fact) -> Data | None:
+def _gather(call: Call, out: Fact) -> Found:
     del out
-    data, source = call.data(0), call.at(0)
-    if data is None or source is None or not source.shape:
+    source, indices, fact = _array(call, 0), call.ints(1), call.at(1)
+    if source is None or indices is None or fact is None:
         return None
+    axis = call.attributes.get("axis", 0)
+    if not -source.ndim <= axis < source.ndim:
+        return None
+    size = source.shape[axis]
+    if any(not -size <= index < size for index in indices):
+        return None
+    positions = np.array(indices, dtype=np.int64).reshape(static_dims(fact))
+    # Picking a single element gives the element itself, not an array of rank 0.
+    return np.asarray(np.take(source, positions, axis=axis), dtype=object)
+
+
+def _slice(call: Call, out: Fact) -> Found:
+    del out
+    source = _array(call, 0)
     starts, ends = call.ints_of("starts", 1), call.ints_of("ends", 2)
-    steps: tuple[int, ...] | None = (1,) if call.at(4) is None else call.ints(4)
-    if starts is None or ends is None or steps is None or not len(starts) == len(ends) == len(steps) == 1:
+    if source is None or starts is None or ends is None:
         return None
-    start, end, step = starts[0], ends[0], steps[0]
-    if step == 0:
+    axes = call.ints_of("axes", 3)
+    if axes is None and call.at(3) is None:
+        axes = tuple(range(len(starts)))
+    steps = (1,) * len(starts) if call.at(4) is None else call.ints(4)
+    if axes is None or steps is None or 0 in steps or not len(starts) == len(ends) == len(axes) == len(steps):
         return None
-    return tuple(data[k] for k in slice_positions(len(data), start, end, step))
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if not -source.ndim <= axis < source.ndim:
+            return None
+        positions = slice_positions(source.shape[axis], start, end, step)
+        source = np.take(source, np.array(positions, dtype=np.int64), axis=axis)
+    return source
 
 
-def _concat(call: Call, out: Fact) -> Data | None:
+def _concat(call: Call, out: Fact) -> Found:
+    arrays = [_array(call, index) for index in range(len(call.inputs))]
+    known = [array for array in arrays if array is not None]
+    axis = call.attributes.get("axis", 1)
+    if len(known) != len(arrays) or not out.shape:
+        return None
+    joined: npt.NDArray[Any] = np.concatenate(known, axis=axis)
+    return joined
+
+
+def _transpose(call: Call, out: Fact) -> Found:
     del out
-    parts: list[Item] = []
-    for fact in call.inputs:
-        if fact is None or fact.shape is None or len(fact.shape) != 1 or not isinstance(fact.shape[0], int):
-            return None
-        parts.extend(fact.data if fact.data is not None else [None] * fact.shape[0])
-        if len(parts) > MAX_CONTENT:
-            return None
-    return tuple(parts)
+    source = _array(call, 0)
+    return None if source is None else source.transpose(call.attributes.get("perm"))
 
 
 def _elementwise(
     exact: Callable[..., Any], symbolic: Callable[[Call, Any, Any], Item] | None = None
-) -> Callable[[Call, Fact], Data | None]:
+) -> Callable[[Call, Fact], Found]:
     """Return the rule of an operator that works element by element with broadcasting.
 
     Args:
@@ -148,14 +172,15 @@ def _elementwise(
         symbolic: Computes where at least one of two elements is a symbol.
     """
 
-    def rule(call: Call, out: Fact) -> Data | None:
+    def rule(call: Call, out: Fact) -> Found:
         facts = [fact for fact in call.inputs if fact is not None]
-        if len(facts) != len(call.inputs) or any(fact.shape is None for fact in facts):
+        if len(facts) != len(call.inputs) or all(fact.data is None for fact in facts):
             return None
-        size = cast("int", out.shape[0]) if out.shape else 1
-        columns = [_stretch(fact, size) for fact in facts]
         dtype = facts[0].dtype
         if dtype not in INTEGERS and dtype not in FLOATS and dtype != BOOL:
+            return None
+        columns = [column for fact in facts if (column := _stretch(fact, out)) is not None]
+        if len(columns) != len(facts):
             return None
         kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
         return tuple(
@@ -165,12 +190,15 @@ def _elementwise(
     return rule
 
 
-def _stretch(fact: Fact, size: int) -> Data:
-    if fact.data is None:
-        return (None,) * size
-    return (
-        fact.data * size if len(fact.data) == 1 else fact.data if len(fact.data) == size else (None,) * size
-    )
+def _stretch(fact: Fact, out: Fact) -> Data | None:
+    """Return the elements of *fact* broadcast to the shape of *out*, or None where it is not small."""
+    array = array_of(fact)
+    if array is None:
+        return None
+    try:
+        return tuple(np.broadcast_to(array, static_dims(out)).reshape(-1).tolist())
+    except ValueError:
+        return None
 
 
 def _apply(
@@ -199,7 +227,7 @@ def _exact_div(a: Any, b: Any) -> Any:  # noqa: ANN401 - python ints or numpy sc
     return a / b
 
 
-def _mod(call: Call, out: Fact) -> Data | None:
+def _mod(call: Call, out: Fact) -> Found:
     fmod = bool(call.attributes.get("fmod", 0))
 
     def exact(a: Any, b: Any) -> Any:  # noqa: ANN401 - python ints or numpy scalars
@@ -245,7 +273,7 @@ def _maximum(call: Call, a: Dim, b: Dim) -> Item:
 
 
 def _variadic(exact: Callable[[Any, Any], Any], symbolic: Callable[[Call, Any, Any], Item]) -> Rule:
-    def rule(call: Call, out: Fact) -> Data | None:
+    def rule(call: Call, out: Fact) -> Found:
         if len(call.inputs) == 1:
             return call.data(0)
         return _elementwise(exact, symbolic)(call, out) if len(call.inputs) == 2 else None
@@ -253,11 +281,10 @@ def _variadic(exact: Callable[[Any, Any], Any], symbolic: Callable[[Call, Any, A
     return rule
 
 
-def _where(call: Call, out: Fact) -> Data | None:
-    facts = [call.at(index) for index in range(3)]
-    size = cast("int", out.shape[0]) if out.shape else 1
-    condition, yes, no = (() if fact is None else _stretch(fact, size) for fact in facts)
-    if not len(condition) == len(yes) == len(no) == size:
+def _where(call: Call, out: Fact) -> Found:
+    columns = [None if (fact := call.at(index)) is None else _stretch(fact, out) for index in range(3)]
+    condition, yes, no = columns
+    if condition is None or yes is None or no is None:
         return None
     return tuple(
         (b if b == c else None) if a is None else b if a else c
@@ -266,7 +293,7 @@ def _where(call: Call, out: Fact) -> Data | None:
 
 
 def _constant_of_shape(call: Call, out: Fact) -> Data | None:
-    size = cast("int", out.shape[0]) if out.shape else 1
+    size = math.prod(static_dims(out))
     value = call.attributes.get("value")
     if value is None:
         return (0.0,) * size
@@ -285,24 +312,14 @@ def _range(call: Call, out: Fact) -> Data | None:
     return None
 
 
-def _expand(call: Call, out: Fact) -> Data | None:
+def _expand(call: Call, out: Fact) -> Found:
     source = call.at(0)
-    return (
-        None
-        if source is None or source.data is None
-        else _stretch(source, cast("int", (out.shape or (1,))[0]))
-    )
-
-
-def _split(call: Call, out: Fact) -> Data | None:
-    # The first output only; the rule for the others stands in rules.py, which asks for all of them.
-    data = call.data(0)
-    return None if data is None else data[: cast("int", (out.shape or (1,))[0])]
+    return None if source is None or source.data is None else _stretch(source, out)
 
 
 def _reduction(
     exact: Callable[[Any], Any], symbolic: Callable[[Call, Any, Any], Item]
-) -> Callable[[Call, Fact], Data | None]:
+) -> Callable[[Call, Fact], Found]:
     def rule(call: Call, out: Fact) -> Data | None:
         source, data = call.at(0), call.data(0)
         if source is None or source.shape is None or data is None or len(source.shape) > 1:
@@ -374,11 +391,10 @@ _RULES: dict[str, Rule] = {
     "Shape": _shape,
     "Size": _size,
     "Slice": _slice,
-    "Split": _split,
     "Sqrt": _elementwise(np.sqrt),
     "Squeeze": _same,
     "Sub": _elementwise(lambda a, b: a - b, lambda call, a, b: call.symbols.sub(a, b)),
-    "Transpose": _same,
+    "Transpose": _transpose,
     "Unsqueeze": _same,
     "Where": _where,
 }

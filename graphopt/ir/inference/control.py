@@ -184,7 +184,7 @@ def _collected(walk: Walk, fact: Fact, value: oir.Value, trips: Dim, axis: int, 
 
 
 def _scalar_like(value: oir.Value, dtype: int) -> Fact:
-    """Return the fact of a body's iteration number or condition; the runtime makes it as the body declares."""
+    """Return the fact of a body's iteration number or condition: of the rank that the body declares."""
     return Fact(dtype, (1,) if value.shape is not None and len(value.shape) == 1 else ())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,8 @@ import onnx_ir as oir
 from onnx import numpy_helper
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from graphopt.ir.inference.symbols import Dim, Symbols
 
 Item = int | float | bool | str | None
@@ -33,7 +36,8 @@ class Fact:
     Attributes:
         dtype: Element type as in ``TensorProto.DataType``; 0 where unknown or not a tensor.
         shape: Its dims, or None where even the rank is unknown.
-        data: Its elements where it is a small tensor of rank 0 or 1 that shape arithmetic may be made of.
+        data: Its elements in row-major order where it is a small tensor of static shape, such as shape
+            arithmetic is made of.
         type: Its type where it is a sequence, an optional or another non-tensor.
     """
 
@@ -47,7 +51,7 @@ UNKNOWN = Fact()
 
 
 def from_type(proto: onnx.TypeProto, symbols: Symbols) -> Fact:
-    """Return the fact that *proto*, made by an inference function, states; unknown dims become new symbols."""
+    """Return the fact that *proto*, made by an inference function, states; unknown dims are new symbols."""
     kind = proto.WhichOneof("value")
     if kind is None:
         return UNKNOWN
@@ -114,24 +118,39 @@ def from_tensor(tensor: oir.TensorProtocol) -> Fact:
 
 
 def contents(tensor: oir.TensorProtocol, dtype: int, shape: tuple[int, ...]) -> tuple[Item, ...] | None:
-    """Return the elements of *tensor* where it is of rank 0 or 1 and short, else None without reading it."""
+    """Return the elements of *tensor* where it is small, else None without reading it."""
     limit = (
-        MAX_CONTENT if dtype in INTEGERS else MAX_FLOAT_CONTENT if dtype in FLOATS or dtype == BOOL else -1
+        MAX_FLOAT_CONTENT if dtype in FLOATS else MAX_CONTENT if dtype in INTEGERS or dtype == BOOL else -1
     )
-    if len(shape) > 1 or (shape[0] if shape else 1) > limit:
+    if math.prod(shape) > limit:
         return None
     return tuple(np.asarray(tensor.numpy()).reshape(-1).tolist())
 
 
 def to_tensor(fact: Fact) -> onnx.TensorProto | None:
     """Return the contents of *fact* as a constant where all of its elements are numbers."""
-    if (
-        fact.data is None
-        or fact.shape is None
-        or any(item is None or isinstance(item, str) for item in fact.data)
-    ):
+    if fact.data is None or any(item is None or isinstance(item, str) for item in fact.data):
         return None
     dtype = onnx.helper.tensor_dtype_to_np_dtype(fact.dtype)
-    return numpy_helper.from_array(
-        np.array(fact.data, dtype=dtype).reshape([len(fact.data)] if fact.shape else [])
-    )
+    return numpy_helper.from_array(np.array(fact.data, dtype=dtype).reshape(static_dims(fact)))
+
+
+def static_dims(fact: Fact) -> tuple[int, ...]:
+    """Return the shape of a fact that has contents, which only tensors of static shape have."""
+    return tuple(dim for dim in fact.shape or () if isinstance(dim, int))
+
+
+def array_of(fact: Fact) -> npt.NDArray[Any] | None:
+    """Return the contents of *fact* as an array of Python objects, all None where unknown.
+
+    None where the shape is not static or the tensor is not small.
+    """
+    if fact.shape is None or not all(isinstance(dim, int) for dim in fact.shape):
+        return None
+    dims = static_dims(fact)
+    if math.prod(dims) > MAX_CONTENT:
+        return None
+    array = np.full(dims, None, dtype=object)
+    if fact.data is not None:
+        array.reshape(-1)[:] = fact.data
+    return array

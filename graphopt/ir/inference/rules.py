@@ -194,8 +194,8 @@ def _slice_count(dim: int, start: int, end: int, step: int) -> int:
 
 
 def _slice_bound(symbols: Symbols, dim: Dim, bound: Dim) -> Dim | None:
-    """Return *bound* of a slice with step 1 clamped to 0 ... dim, or None where that depends on the symbols."""
-    if bound == 0 or bound == dim:
+    """Return *bound* of a slice with step 1 clamped to 0 ... dim; None where that depends on the symbols."""
+    if bound in {0, dim}:
         return bound
     if isinstance(bound, int):
         if bound >= _TO_THE_END:
@@ -343,8 +343,8 @@ def _resize(call: Call) -> Sequence[Fact] | None:
 def slice_positions(size: int, start: int, end: int, step: int) -> range:
     """Return the positions that ONNX Slice keeps of a dim of *size* elements; *step* is not 0.
 
-    Python's slices agree for positive steps. For negative ones ONNX clamps the start to 0 ... size-1 and the end
-    to -1 ... size-1, after adding *size* to negative ones.
+    Python's slices agree for positive steps. For negative ones ONNX clamps the start to 0 ... size-1 and the
+    end to -1 ... size-1, after adding *size* to negative ones.
     """
     if step > 0 or size == 0:
         return range(size)[start:end:step]

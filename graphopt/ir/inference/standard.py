@@ -59,13 +59,12 @@ class StandardInference:
             schema.since_version,
             call.outputs,
             _freeze(call.attributes),
-        ) + tuple(
-            [
+            *[
                 None
                 if fact is None
                 else (fact.dtype, fact.shape, fact.data, id(fact.type) if fact.type else 0)
                 for fact in call.inputs
-            ]
+            ],
         )
         types = self._memo.get(key)
         if types is None:

@@ -169,7 +169,7 @@ class Symbols:
 
     def broadcast(self, a: Dim, b: Dim) -> Dim:
         """Return the dim that *a* and *b* broadcast to."""
-        if a == b or b == 1:
+        if b in {a, 1}:
             return a
         if a == 1:
             return b

@@ -1,4 +1,4 @@
-"""The walk of shape inference: one pass over all graphs in their order, bodies and functions at their call."""
+"""The walk of shape inference: once over all graphs in their order, bodies and functions at their call."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from graphopt.ir.inference.microsoft import DOMAIN as MICROSOFT
 from graphopt.ir.inference.microsoft import microsoft_rule
 from graphopt.ir.inference.rules import refine_windows, shape_rule
 from graphopt.ir.inference.standard import InferenceFailed, StandardInference, schema_of
-from graphopt.ir.inference.symbols import Symbols
 from graphopt.ir.rewrite import node_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from graphopt.ir.inference.symbols import Symbols
     from graphopt.ir.model import Model
 
 _MAX_DEPTH = 100
@@ -188,8 +188,8 @@ def resolve_attributes(node: oir.Node, bound: Mapping[str, oir.Attr] | None) -> 
     for name, attribute in node.attributes.items():
         if not attribute.is_ref():
             given[name] = attribute
-        elif bound is not None and attribute.ref_attr_name in bound:
-            given[name] = bound[attribute.ref_attr_name]
+        elif bound is not None and (found := bound.get(attribute.ref_attr_name or "")) is not None:
+            given[name] = found
     return given
 
 
