@@ -281,6 +281,41 @@ def _variadic(exact: Callable[[Any, Any], Any], symbolic: Callable[[Call, Any, A
     return rule
 
 
+def _clip(call: Call, out: Fact) -> Found:
+    del out
+    source = call.at(0)
+    if source is None or source.data is None:
+        return None
+    low, high = (_bound(call, name, index) for name, index in (("min", 1), ("max", 2)))
+    if low is None or high is None:
+        return None
+    return tuple(_clip_item(call, item, low[0], high[0]) for item in source.data)
+
+
+def _bound(call: Call, name: str, index: int) -> Data | None:
+    """Return the bound of a Clip in a tuple, (None,) where it has none; None where it is not known."""
+    if name in call.attributes:
+        return (call.attributes[name],)
+    if call.at(index) is None:
+        return (None,)
+    data = call.data(index)
+    return data if data and isinstance(data[0], int | float) else None
+
+
+def _clip_item(call: Call, item: Item, low: Item, high: Item) -> Item:
+    if isinstance(item, str):
+        return (
+            item
+            if high is None and (low is None or low == 0) and call.symbols.is_non_negative(item)
+            else None
+        )
+    if item is None:
+        return None
+    if isinstance(low, int | float):
+        item = max(item, low)
+    return min(item, high) if isinstance(high, int | float) else item
+
+
 def _where(call: Call, out: Fact) -> Found:
     columns = [None if (fact := call.at(index)) is None else _stretch(fact, out) for index in range(3)]
     condition, yes, no = columns
@@ -357,6 +392,7 @@ _RULES: dict[str, Rule] = {
     "Cast": _cast,
     "CastLike": _cast,
     "Ceil": _elementwise(np.ceil),
+    "Clip": _clip,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Div": _elementwise(_exact_div, lambda call, a, b: call.symbols.truncated_div(a, b)),
