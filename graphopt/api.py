@@ -148,12 +148,14 @@ class GateResult:
         value: The measured number; None where it is infinite (exact agreement) or undefined.
         limit: What it was held against.
         passed: The verdict.
+        note: Why, where the numbers alone do not say it.
     """
 
     name: str
     value: float | None
     limit: float
     passed: bool
+    note: str = ""
 
 
 class Gate(ABC):

@@ -56,6 +56,7 @@ class GateRecord(Record):
     value: float | None
     limit: float
     passed: bool
+    note: str = ""
 
 
 class StepRecord(Record):

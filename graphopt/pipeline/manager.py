@@ -464,7 +464,8 @@ def _checked_results(results: object) -> tuple[GateResult, ...]:
 
 def _verdict(result: GateResult) -> str:
     value = "no finite value" if result.value is None else f"{result.value:.6g}"
-    return f"{result.name} is {value}, the limit is {result.limit:.6g}"
+    note = f" ({result.note})" if result.note else ""
+    return f"{result.name} is {value}, the limit is {result.limit:.6g}{note}"
 
 
 def _described(error: BaseException) -> str:
