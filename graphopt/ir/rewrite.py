@@ -229,7 +229,8 @@ def replace_value(model: Model, old: oir.Value, new: oir.Value) -> bool:
         raise PassFailed("a value cannot be replaced by itself", where=f"value {old.name!r}")
     if old.is_graph_output():
         producer = old.producer()
-        if old.is_graph_input() or (is_op(producer, "Identity") and _reads_only(producer, new)):
+        held = is_op(producer, "Identity") and _reads_only(producer, new) and not _may_rename(old, new)
+        if old.is_graph_input() or held:
             for user, index in old.uses():
                 if user is not producer:
                     user.replace_input_with(index, new)

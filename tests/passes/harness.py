@@ -19,7 +19,6 @@ from graphopt.api import Context, Pass, Report
 from graphopt.ir.emit import emit
 from graphopt.ir.fingerprint import fingerprint
 from graphopt.ir.lower import lower
-from graphopt.ir.text import to_text
 from graphopt.ir.verify import verify
 
 if TYPE_CHECKING:
@@ -59,13 +58,19 @@ def parse(text: str) -> onnx.ModelProto:
 
 def context_for(model: Model, dims: Mapping[str, int] | None = None) -> Context:
     """Return the context that the manager would hand to a pass."""
-    from graphopt.ir.cost import measure_cost
-    from graphopt.ir.shapes import infer_shapes
     from graphopt.targets import load_target
 
-    context = Context(
-        target=load_target("ort-cpu"), analyses={"shapes": infer_shapes, "cost": measure_cost}, dims=dims
-    )
+    def shapes(subject: Model, bound: Mapping[str, int]) -> object:
+        from graphopt.ir.shapes import infer_shapes
+
+        return infer_shapes(subject, bound)
+
+    def cost(subject: Model, bound: Mapping[str, int]) -> object:
+        from graphopt.ir.cost import measure_cost
+
+        return measure_cost(subject, bound)
+
+    context = Context(target=load_target("ort-cpu"), analyses={"shapes": shapes, "cost": cost}, dims=dims)
     context.bind(model)
     return context
 
@@ -144,11 +149,11 @@ def random_feeds(
             continue
         dtype = _NUMPY_OF_ORT[spec.type]
         if dtype.kind == "b":
-            feeds[spec.name] = generator.random(shape) < 0.5
+            feeds[spec.name] = np.asarray(generator.random(shape) < 0.5)
         elif dtype.kind in "iu":
-            feeds[spec.name] = generator.integers(0, 2, size=shape).astype(dtype)
+            feeds[spec.name] = np.asarray(generator.integers(0, 2, size=shape)).astype(dtype)
         else:
-            feeds[spec.name] = generator.uniform(low, high, size=shape).astype(dtype)
+            feeds[spec.name] = np.asarray(generator.uniform(low, high, size=shape)).astype(dtype)
     return feeds
 
 
@@ -219,6 +224,8 @@ def _difference(one: np.ndarray, two: np.ndarray) -> str:
 
 def golden_text(before: onnx.ModelProto | Model, after: Model, report: Report) -> str:
     """Return what a golden file holds: the model before, the report, the model after."""
+    from graphopt.ir.text import to_text
+
     first = lower(before) if isinstance(before, onnx.ModelProto) else before
     counts = "".join(f"  {key} = {count}\n" for key, count in sorted(report.counts.items()))
     skips = "".join(f"  skipped {where}: {reason}\n" for where, reason in report.skipped)

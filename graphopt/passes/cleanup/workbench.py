@@ -91,10 +91,7 @@ class Workbench:
         readers = output.consumers()
         if not value.name or not output.name:
             return False
-        if value.type is None:
-            value.type = output.type
-        if value.shape is None and output.shape is not None:
-            value.shape = output.shape.copy()
+        type_, shape = output.type, output.shape
         if not rewrite.replace_value(self.model, output, value):
             if readers:
                 self.counts["redirected"] += 1
@@ -102,6 +99,10 @@ class Workbench:
             return bool(readers)
         self.counts[key or f"removed_{node.op_type.lower()}"] += 1
         self.enqueue(readers)
+        if value.type is None:
+            value.type = type_
+        if value.shape is None and shape is not None:
+            value.shape = shape.copy()
         others = [other for other in node.inputs if other is not None and (other is not value or not readers)]
         rewrite.remove_node(node)
         for other in others:

@@ -1,0 +1,469 @@
+"""canonicalize: what is dropped, merged or turned, what must stay, and that outputs stay equal to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt.ir.lower import lower
+from graphopt.passes.canonicalize import Canonicalize
+from tests.passes.harness import apply, assert_golden, assert_same_function, op_types, parse
+
+
+def model_text(body: str, *, opset: int = 21, ir_version: int = 10) -> onnx.ModelProto:
+    return parse(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>\n{body}')
+
+
+# name -> (model, op types that must be left, in order)
+DROPPED: dict[str, tuple[str, list[str]]] = {
+    "identity-inside": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Identity (x) b = Relu (a) c = Identity (b) y = Neg (c) }",
+        ["Relu", "Neg"],
+    ),
+    "identity-output-takes-name": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Relu (x) y = Identity (a) }",
+        ["Relu"],
+    ),
+    "identity-input-to-output": ("g (float[2,3] x) => (float[2,3] y) { y = Identity (x) }", ["Identity"]),
+    "identity-two-outputs": (
+        "g (float[2,3] x) => (float[2,3] y, float[2,3] z) { y = Relu (x) z = Identity (y) }",
+        ["Relu", "Identity"],
+    ),
+    "cast-same-type": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Relu (x) b = Cast <to = 1> (a) y = Neg (b) }",
+        ["Relu", "Neg"],
+    ),
+    "cast-there-and-back": (
+        "g (float16[2,3] x) => (float16[2,3] y) { a = Cast <to = 1> (x) b = Cast <to = 10> (a) y = Neg (b) }",
+        ["Neg"],
+    ),
+    "cast-lossy-stays": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Cast <to = 10> (x) y = Cast <to = 1> (a) }",
+        ["Cast", "Cast"],
+    ),
+    "cast-widened-twice": (
+        "g (int8[2,3] x) => (int64[2,3] y) { a = Cast <to = 6> (x) y = Cast <to = 7> (a) }",
+        ["Cast"],
+    ),
+    "cast-like-same": (
+        "g (float[2,3] x, float[1] t) => (float[2,3] y) { a = CastLike (x, t) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "cast-like-other": (
+        "g (float[2,3] x, double[1] t) => (double[2,3] y) { a = CastLike (x, t) y = Neg (a) }",
+        ["Cast", "Neg"],
+    ),
+    "dropout": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Relu (x) b, mask = Dropout (a) y = Neg (b) }",
+        ["Relu", "Neg"],
+    ),
+    "reshape-same": (
+        "g (float[2,3] x) => (float[2,3] y) <int64[2] s = {2, -1}> { a = Reshape (x, s) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "reshape-zeros": (
+        "g (float[N,M] x) => (float[N,M] y) <int64[2] s = {0, 0}> { a = Reshape (x, s) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "reshape-other-stays": (
+        "g (float[N,M] x) => (float[N,K] y) <int64[2] s = {0, 4}> { a = Reshape (x, s) y = Neg (a) }",
+        ["Reshape", "Neg"],
+    ),
+    "reshape-twice": (
+        ("g (float[N,3,4] x) => (float[N,2,6] y) <int64[2] s = {0, -1}, int64[3] t = {0, 2, 6}>"
+        " { a = Reshape (x, s) y = Reshape (a, t) }"),
+        ["Reshape"],
+    ),
+    "reshape-twice-copied-dim-differs": (
+        ("g (float[N,3,4] x) => (float[K,6] y)"
+        " <int64[2] s = {-1, 12}, int64[3] t = {0, 2, 6}, int64[2] u = {-1, 6}>"
+        " { a = Reshape (x, s) b = Reshape (a, t) y = Reshape (b, u) }"),
+        ["Reshape"],
+    ),
+    "flatten-matrix": (
+        "g (float[N,3] x) => (float[N,3] y) { a = Flatten <axis = 1> (x) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "transpose-identity": (
+        "g (float[N,3,M] x) => (float[N,3,M] y) { a = Transpose <perm = [0, 1, 2]> (x) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "transpose-there-and-back": (
+        ("g (float[N,3,M] x) => (float[N,3,M] y)"
+        " { a = Transpose <perm = [1, 2, 0]> (x) b = Transpose <perm = [2, 0, 1]> (a) y = Neg (b) }"),
+        ["Neg"],
+    ),
+    "transpose-merged": (
+        ("g (float[N,3,M] x) => (float[M,3,N] y)"
+        " { a = Transpose <perm = [1, 0, 2]> (x) b = Transpose <perm = [2, 0, 1]> (a) y = Neg (b) }"),
+        ["Transpose", "Neg"],
+    ),
+    "transpose-merged-inner-read": (
+        ("g (float[N,3,M] x) => (float[M,N,3] y, float[3,N,M] z)"
+        " { z = Transpose <perm = [1, 0, 2]> (x) y = Transpose <perm = [2, 1, 0]> (z) }"),
+        ["Transpose", "Transpose"],
+    ),
+    "transpose-unit-dims-into-reshape": (
+        ("g (float[1,8,1,4] x) => (float[4,8] y) <int64[2] s = {4, 8}>"
+        " { a = Transpose <perm = [1, 0, 2, 3]> (x) y = Reshape (a, s) }"),
+        ["Reshape"],
+    ),
+    "unsqueeze-squeeze": (
+        ("g (float[N,3] x) => (float[N,3] y)"
+        " <int64[1] a = {1}> { b = Unsqueeze (x, a) c = Squeeze (b, a) y = Neg (c) }"),
+        ["Neg"],
+    ),
+    "unsqueeze-twice": (
+        ("g (float[N,3] x) => (float[1,N,1,3,1] y) <int64[1] a = {1}, int64[2] b = {0, 4}>"
+        " { c = Unsqueeze (x, a) y = Unsqueeze (c, b) }"),
+        ["Unsqueeze"],
+    ),
+    "squeeze-twice": (
+        ("g (float[1,N,1,3,1] x) => (float[N,3] y) <int64[2] a = {0, 4}, int64[1] b = {1}>"
+        " { c = Squeeze (x, a) y = Squeeze (c, b) }"),
+        ["Squeeze"],
+    ),
+    "expand-same": (
+        "g (float[N,3] x) => (float[N,3] y) <int64[2] s = {1, 3}> { a = Expand (x, s) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "expand-unknown-stays": (
+        "g (float[N,3] x) => (float[M,3] y) <int64[2] s = {4, 3}> { a = Expand (x, s) y = Neg (a) }",
+        ["Expand", "Neg"],
+    ),
+    "pad-nothing": (
+        "g (float[2,3] x) => (float[2,3] y) <int64[4] p = {0, 0, 0, 0}> { a = Pad (x, p) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "slice-all": (
+        ("g (float[N,3] x) => (float[N,3] y)"
+        " <int64[2] s = {0, -3}, int64[2] e = {9223372036854775807, 3}> { a = Slice (x, s, e) y = Neg (a) }"),
+        ["Neg"],
+    ),
+    "slice-part-stays": (
+        ("g (float[N,3] x) => (float[M,3] y)"
+        " <int64[1] s = {0}, int64[1] e = {3}> { a = Slice (x, s, e) y = Neg (a) }"),
+        ["Slice", "Neg"],
+    ),
+    "concat-one": ("g (float[2,3] x) => (float[2,3] y) { a = Concat <axis = 1> (x) y = Neg (a) }", ["Neg"]),
+    "concat-nested": (
+        ("g (float[2,3] x, float[2,1] z) => (float[2,7] y)"
+        " { a = Concat <axis = 1> (x, z) y = Concat <axis = 1> (a, x) }"),
+        ["Concat"],
+    ),
+    "split-one": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Split <axis = 0, num_outputs = 1> (x) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "tile-once": (
+        "g (float[2,3] x) => (float[2,3] y) <int64[2] r = {1, 1}> { a = Tile (x, r) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "resize-once": (
+        ("g (float[1,1,4,4] x) => (float[1,1,4,4] y) <float[4] s = {1.0, 1.0, 1.0, 1.0}>"
+        ' { a = Resize <mode = "cubic"> (x, , s) y = Neg (a) }'),
+        ["Neg"],
+    ),
+    "clip-unbounded": ("g (float[2,3] x) => (float[2,3] y) { a = Clip (x) y = Neg (a) }", ["Neg"]),
+    "mul-one": (
+        "g (float[N,3] x) => (float[N,3] y) <float[3] w = {1.0, 1.0, 1.0}> { a = Mul (w, x) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "mul-one-widens": (
+        ("g (float[3] x) => (float[2,3] y)"
+        " <float[2,3] w = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0}> { a = Mul (w, x) y = Neg (a) }"),
+        ["Mul", "Neg"],
+    ),
+    "add-zero": (
+        "g (float[N,3] x) => (float[N,3] y) <float z = {0.0}> { a = Add (x, z) b = Sub (a, z) y = Neg (b) }",
+        ["Neg"],
+    ),
+    "zero-minus-stays": (
+        "g (float[N,3] x) => (float[N,3] y) <float z = {0.0}> { y = Sub (z, x) }",
+        ["Sub"],
+    ),
+    "one-over-stays": ("g (float[N,3] x) => (float[N,3] y) <float z = {1.0}> { y = Div (z, x) }", ["Div"]),
+    "where-always": (
+        "g (float[2,3] x, float[3] z) => (float[2,3] y) <bool c = {1}> { a = Where (c, x, z) y = Neg (a) }",
+        ["Neg"],
+    ),
+    "neg-twice": ("g (float[2,3] x) => (float[2,3] y) { a = Neg (x) b = Neg (a) y = Relu (b) }", ["Relu"]),
+    "relu-twice": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Relu (x) b = Relu (a) y = Neg (b) }",
+        ["Relu", "Neg"],
+    ),
+    "reduce-nothing": (
+        "g (float[2,1,3] x) => (float[2,1,3] y) <int64[1] a = {1}> { b = ReduceMean (x, a) y = Neg (b) }",
+        ["Neg"],
+    ),
+    "reduce-squeezing-stays": (
+        "g (float[2,1,3] x) => (float[2,3] y) <int64[1] a = {1}> { y = ReduceMean <keepdims = 0> (x, a) }",
+        ["ReduceMean"],
+    ),
+    "unread-indices": (
+        ("g (float[1,1,4,4] x) => (float[1,1,2,2] y)"
+        " { y, i = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x) }"),
+        ["MaxPool"],
+    ),
+    "slice-default-inputs": (
+        ("g (float[4,5] x) => (float[3,5] y)"
+        " <int64[1] s = {1}, int64[1] e = {4}, int64[1] a = {0}, int64[1] t = {1}>"
+        " { y = Slice (x, s, e, a, t) }"),
+        ["Slice"],
+    ),
+    "if-bodies": (
+        ("g (float[2,3] x, bool c) => (float[2,3] y) {"
+        " h = Identity (x)"
+        " y = If (c) <then_branch = t () => (float[2,3] p)"
+        " { i = Identity (h) j = Cast <to = 1> (i) p = Neg (j) },"
+        " else_branch = e () => (float[2,3] q) { q = Identity (h) }> }"),
+        ["If", "Neg", "Identity"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DROPPED)
+def test_rule(case: str) -> None:
+    text, expected = DROPPED[case]
+    before = model_text(text)
+    after, report = apply(Canonicalize(), before)
+    assert op_types(after) == expected
+    for seed in range(2):
+        assert_same_function(before, after, seed=seed, dims={"N": 4, "M": 4})
+    _, again = apply(Canonicalize(), after)
+    assert not again.changed, dict(again.counts)
+    assert_golden("canonicalize", case, before, after, report)
+
+
+CONSTANTS = {
+    "value": "Constant <value = float[2] {1.5, -2.0}> ()",
+    "value-float": "Constant <value_float = 1.5> ()",
+    "value-floats": "Constant <value_floats = [1.5, 2.5]> ()",
+}
+
+
+@pytest.mark.parametrize("case", CONSTANTS)
+def test_constant_becomes_initializer(case: str) -> None:
+    before = model_text(f"g (float[3,2] x) => (float[3,2] y) {{ c = {CONSTANTS[case]} y = Add (x, c) }}")
+    after, report = apply(Canonicalize(), before)
+    assert op_types(after) == ["Add"]
+    assert list(after.graph.initializers) == ["c"]
+    assert report.counts == {"constants_to_initializers": 1}
+    assert_same_function(before, after)
+
+
+def test_constant_of_integers_strings_and_sparse_values() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["i"], value_int=3),
+        helper.make_node("Constant", [], ["is"], value_ints=[1, 2]),
+        helper.make_node("Constant", [], ["s"], value_string=b"a"),
+        helper.make_node("Constant", [], ["ss"], value_strings=[b"a", b"b"]),
+        helper.make_node(
+            "Constant",
+            [],
+            ["sp"],
+            sparse_value=helper.make_sparse_tensor(
+                helper.make_tensor("values", TensorProto.FLOAT, [2], [1.0, 2.0]),
+                helper.make_tensor("indices", TensorProto.INT64, [2], [1, 5]),
+                [6],
+            ),
+        ),
+        helper.make_node("Add", ["i", "is"], ["n"]),
+        helper.make_node("Equal", ["s", "ss"], ["e"]),
+        helper.make_node("Neg", ["sp"], ["d"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("n", TensorProto.INT64, [2]),
+        helper.make_tensor_value_info("e", TensorProto.BOOL, [2]),
+        helper.make_tensor_value_info("d", TensorProto.FLOAT, [6]),
+    ]
+    graph = helper.make_graph(nodes, "g", [], outputs)
+    before = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    after, report = apply(Canonicalize(), before)
+    assert op_types(after) == ["Add", "Equal", "Neg"]
+    assert report.counts["constants_to_initializers"] == 5
+    assert_same_function(before, after)
+
+
+def test_constant_in_a_subgraph_becomes_its_initializer() -> None:
+    before = model_text(
+        "g (float[2] x, bool c) => (float[2] y) { y = If (c) <"
+        " then_branch = t () => (float[2] p)"
+        " { k = Constant <value = float[2] {1.0, 2.0}> () p = Mul (x, k) },"
+        " else_branch = e () => (float[2] q) { q = Constant <value = float[2] {3.0, 4.0}> () }> }"
+    )
+    after, _ = apply(Canonicalize(), before)
+    # The constant that is a branch's output stays a node.
+    assert op_types(after) == ["If", "Mul", "Constant"]
+    for choice in (True, False):
+        feeds = {"x": np.array([1.0, -1.0], np.float32), "c": np.array(choice)}
+        assert_same_function(before, after, feeds)
+
+
+def function_model() -> onnx.ModelProto:
+    return parse(
+        '<ir_version: 10, opset_import: ["" : 21, "local" : 1]>'
+        "g (float[2] x) => (float[2] y) { y = local.scale (x) }"
+        '<domain: "local", opset_import: ["" : 21]>'
+        "scale (a) => (b) { k = Constant <value = float[2] {2.0, 3.0}> () i = Identity (a)"
+        " c = CastLike (k, i) b = Mul (i, c) }"
+    )
+
+
+def test_function_bodies_keep_their_constants() -> None:
+    before = function_model()
+    after, report = apply(Canonicalize(), before)
+    assert "constants_to_initializers" not in report.counts
+    # What a function is called with is not known inside of it, so CastLike stays as well.
+    assert op_types(after) == ["scale", "Constant", "CastLike", "Mul"]
+    assert_same_function(before, after)
+
+
+def test_constants_of_old_models_stay_nodes() -> None:
+    before = model_text(
+        "g (float[2] x) => (float[2] y) { c = Constant <value = float[2] {1.5, -2.0}> () y = Add (x, c) }",
+        opset=8,
+        ir_version=3,
+    )
+    after, report = apply(Canonicalize(), before)
+    assert not report.changed
+    assert op_types(after) == ["Constant", "Add"]
+
+
+def overridable_model() -> onnx.ModelProto:
+    weight = numpy_helper.from_array(np.array([1.0, 1.0], np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "w")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+        [weight],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def test_overridable_initializers_are_no_constants() -> None:
+    before = overridable_model()
+    after, report = apply(Canonicalize(), before)
+    assert not report.changed
+    assert [value.name for value in after.graph.inputs] == ["x", "w"]
+    assert "freeze_initializers" in report.skipped[0][1]
+    assert_same_function(before, after, {"x": np.ones(2, np.float32), "w": np.full(2, 3.0, np.float32)})
+
+
+def test_freeze_initializers_on_request() -> None:
+    after, report = apply(Canonicalize(), overridable_model(), freeze_initializers=True)
+    assert report.counts["initializers_frozen"] == 1
+    assert [value.name for value in after.graph.inputs] == ["x"]
+    # And then the multiplication by ones goes; the output cannot take the name of an input.
+    assert op_types(after) == ["Identity"]
+
+
+def test_training_dropout_and_read_masks_are_left_with_a_reason() -> None:
+    before = model_text(
+        "g (float[2] x, bool t) => (float[2] y, bool[2] m, float[2] z)"
+        " <float r = {0.5}> { y, m = Dropout (x) z, n = Dropout (x, r, t) }"
+    )
+    after, report = apply(Canonicalize(), before)
+    assert op_types(after) == ["Dropout", "Dropout"]
+    assert {reason for _, reason in report.skipped} == {"its mask is read", "it trains, or may"}
+
+
+@pytest.mark.parametrize("opset", [7, 9, 10, 12, 13, 18, 23])
+def test_old_and_new_forms_of_axes(opset: int) -> None:
+    """Squeeze, Unsqueeze, Slice, Pad and ReduceSum took attributes before they took inputs."""
+    nodes, initializers = [], []
+
+    def listed(name: str, op_type: str, source: str, target: str, since: int, **lists: list[int]) -> None:
+        if opset < since:
+            nodes.append(helper.make_node(op_type, [source], [target], **lists))
+            return
+        inputs = [source]
+        for key, numbers in lists.items():
+            initializers.append(numpy_helper.from_array(np.array(numbers, np.int64), f"{name}_{key}"))
+            inputs.append(f"{name}_{key}")
+        nodes.append(helper.make_node(op_type, inputs, [target]))
+
+    listed("u", "Unsqueeze", "x", "a", 13, axes=[1])
+    listed("s", "Squeeze", "a", "b", 13, axes=[1])
+    listed("l", "Slice", "b", "c", 10, starts=[0], ends=[2**31 - 1], axes=[1])
+    listed("p", "Pad", "c", "d", 11, pads=[0, 0, 0, 0])
+    listed("r", "ReduceSum", "d", "e", 13, axes=[0])
+    nodes.append(helper.make_node("Neg", ["e"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        initializers,
+    )
+    before = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
+    after, _ = apply(Canonicalize(), before)
+    assert op_types(after) == ["Neg"]
+    assert_same_function(before, after)
+
+
+def test_recurrent_states_of_zeros_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "w": rng.standard_normal((1, 16, 3)).astype(np.float32),
+        "r": rng.standard_normal((1, 16, 4)).astype(np.float32),
+        "b": rng.standard_normal((1, 32)).astype(np.float32),
+        "h": np.zeros((1, 2, 4), np.float32),
+        "c": np.zeros((1, 2, 4), np.float32),
+    }
+    node = helper.make_node("LSTM", ["x", "w", "r", "b", "", "h", "c"], ["y", "yh", "yc"], hidden_size=4)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 2, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 1, 2, 4])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    before = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    after, report = apply(Canonicalize(), before)
+    (lstm,) = after.nodes()
+    assert len(lstm.inputs) == 4
+    assert len(lstm.outputs) == 1
+    assert report.counts == {"dropped_default_inputs": 2, "trimmed_outputs": 2}
+    assert_same_function(before, after)
+
+
+def test_bound_dims_do_not_specialise_the_model() -> None:
+    """--dim says what to measure with, not what the model may be fed with."""
+    before = model_text(
+        "g (float[N,3] x) => (float[N,3] y) <int64[2] s = {1, 3}> { a = Expand (x, s) b = Relu (a)"
+        " y = Neg (b) }"
+    )
+    wider = model_text("g (float[N,3] x) => (float[M,3] y) <int64[2] s = {4, 3}> { y = Expand (x, s) }")
+    after, _ = apply(Canonicalize(), before, dims={"N": 4})
+    assert op_types(after) == ["Relu", "Neg"]
+    kept, report = apply(Canonicalize(), wider, dims={"N": 4, "M": 4})
+    assert not report.changed
+    assert op_types(kept) == ["Expand"]
+
+
+def test_names_metadata_and_declared_types_of_outputs_survive() -> None:
+    before = model_text(
+        "g (float[N,3] x) => (float[N,3] y) { a = Relu (x) b = Identity (a) y = Identity (b) }"
+    )
+    before.graph.output[0].doc_string = "the result"
+    before.graph.node[0].metadata_props.add(key="from", value="layer1")
+    after, _ = apply(Canonicalize(), before)
+    (node,) = after.nodes()
+    assert node.outputs[0].name == "y"
+    assert node.outputs[0].doc_string == "the result"
+    assert node.metadata_props == {"from": "layer1"}
+    assert str(after.graph.outputs[0].shape) == str(lower(before).graph.outputs[0].shape)
+
+
+def test_custom_operators_are_left_alone() -> None:
+    before = parse(
+        '<ir_version: 10, opset_import: ["" : 21, "strange" : 1]>'
+        "g (float[2] x) => (float[2] y) { a = strange.Identity (x) b = strange.Cast <to = 1> (a)"
+        " y = strange.Relu (b) }"
+    )
+    _, report = apply(Canonicalize(), before)
+    assert not report.changed
