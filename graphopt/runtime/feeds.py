@@ -6,7 +6,7 @@ import ast
 import operator
 import string
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -179,12 +179,20 @@ def random_feeds(
     Raises:
         DataError: A type that cannot be made up (complex numbers), or a negative size.
     """
-    specs = _specs_of(model)
+    return list(iter_random_feeds(model, count, seed, dims))
+
+
+def iter_random_feeds(
+    model: Model | Sequence[InputSpec], count: int, seed: int = 0, dims: Mapping[str, int] | None = None
+) -> Iterator[Feed]:
+    """Yield what :func:`random_feeds` returns, one feed at a time."""
+    specs = model if isinstance(model, Sequence) else input_specs(model)
     fixed = [spec for spec in _fixed(specs, dims or {}) if not spec.has_default]
-    return [
-        {spec.name: _random(spec, np.random.default_rng([seed, index, _stream(spec.name)])) for spec in fixed}
-        for index in range(count)
-    ]
+    for index in range(count):
+        yield {
+            spec.name: _random(spec, np.random.default_rng([seed, index, _stream(spec.name)]))
+            for spec in fixed
+        }
 
 
 def check_feeds(
@@ -223,10 +231,6 @@ def symbols(expression: str) -> set[str]:
     except SyntaxError:
         return {expression}
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - _FUNCTIONS.keys()
-
-
-def _specs_of(model: Model | Sequence[InputSpec]) -> Sequence[InputSpec]:
-    return model if isinstance(model, Sequence) else input_specs(model)
 
 
 def _fixed(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> tuple[InputSpec, ...]:

@@ -171,7 +171,7 @@ def validate_here(
         return Validation(provider, passed=False, problems=tuple(problems), levels={}, feeds=len(feeds))
     compared = _compare(original, optimized, feeds, provider, names, free_dims(before[0]))
     problems += compared.problems
-    levels = {
+    levels: dict[str, tuple[JudgedOutput, ...]] = {
         level: tuple(
             JudgedOutput(comparison, verdict.passed, verdict.note)
             for comparison in comparator.result()
