@@ -7,8 +7,10 @@ back by emit. Reading ``.meta`` or ``.metadata_props`` creates an empty store on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -26,6 +28,9 @@ LEFTOVER_INFOS = "graphopt.leftover_infos"
 
 LEFTOVER_ANNOTATIONS = "graphopt.leftover_annotations"
 """Graph: serialized quantization annotations that no value can carry."""
+
+INFOS_INSIDE = "graphopt.infos_inside"
+"""Graph of a function: True where the function itself has value_info, whatever the IR version."""
 
 TENSOR_NAMES = "graphopt.tensor_names"
 """Attribute: names of the tensors in it. Tensors are shared by clones and renamed along with values."""

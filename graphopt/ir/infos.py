@@ -1,0 +1,206 @@
+"""Types, shapes and value_info entries: between protobuf messages and onnx-ir's objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as oir
+
+from graphopt.errors import InvalidModelError, UnsupportedModelError
+from graphopt.ir.meta import DECLARED, EXACT, peek_meta, peek_props
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import onnx
+
+    Type = oir.TensorType | oir.SparseTensorType | oir.SequenceType | oir.OptionalType
+
+DATA_TYPES = {int(member): member for member in oir.DataType}
+
+
+def read_props(entries: Iterable[onnx.StringStringEntryProto], where: str) -> dict[str, str] | None:
+    """Return string entries as a dict, None where there are none.
+
+    Raises:
+        InvalidModelError: A key occurs twice; ONNX wants them distinct.
+    """
+    props: dict[str, str] | None = None
+    for entry in entries:
+        if props is None:
+            props = {}
+        if entry.key in props:
+            raise InvalidModelError(f"the metadata key {entry.key!r} occurs twice", where=where)
+        props[entry.key] = entry.value
+    return props
+
+
+def write_props(entries: Iterable[onnx.StringStringEntryProto], props: Mapping[str, str]) -> None:
+    """Append *props* in their order."""
+    for key, value in props.items():
+        entries.add(key=key, value=value)  # type: ignore[attr-defined]  # a repeated field
+
+
+def read_type(proto: onnx.TypeProto, where: str) -> tuple[Type | None, oir.Shape | None, bool]:
+    """Return (type, shape, whether the two say all that *proto* says).
+
+    The shape is that of the innermost tensor. A message without an element type has no type here.
+
+    Raises:
+        UnsupportedModelError: It is or holds a map, an opaque type, or an element type that is not known.
+    """
+    kind = proto.WhichOneof("value")
+    denotation = proto.denotation or None
+    if kind == "tensor_type" or kind == "sparse_tensor_type":  # noqa: PLR1714 - twice as fast as a set here
+        tensor = proto.tensor_type if kind == "tensor_type" else proto.sparse_tensor_type
+        dtype = DATA_TYPES.get(tensor.elem_type)
+        if dtype is None:
+            raise UnsupportedModelError(f"its element type {tensor.elem_type} is not known", where=where)
+        shape = read_shape(tensor.shape, where) if tensor.HasField("shape") else None
+        if not tensor.elem_type:
+            return None, shape, False
+        if kind == "tensor_type":
+            return oir.TensorType(dtype, denotation=denotation), shape, True
+        return oir.SparseTensorType(dtype, denotation=denotation), shape, True
+    if kind == "sequence_type" or kind == "optional_type":  # noqa: PLR1714 - as above
+        holder = proto.sequence_type if kind == "sequence_type" else proto.optional_type
+        inner, shape, exact = read_type(holder.elem_type, where)
+        if inner is None:
+            return None, None, False
+        wrap = oir.SequenceType if kind == "sequence_type" else oir.OptionalType
+        return wrap(inner, denotation=denotation), shape, exact
+    if kind is not None:
+        raise UnsupportedModelError(
+            f"it is or holds a value of {kind.replace('_', ' ')}, which graphopt cannot represent",
+            where=where,
+            hint="Cut the model so that this value lies outside.",
+        )
+    return None, None, not proto.denotation
+
+
+def read_shape(proto: onnx.TensorShapeProto, where: str) -> oir.Shape:
+    """Return the shape, unfrozen.
+
+    Raises:
+        InvalidModelError: A dim is negative.
+    """
+    dims: list[int | str | None] = []
+    denotations: list[str | None] | None = None
+    for k, dim in enumerate(proto.dim):
+        which = dim.WhichOneof("value")
+        if which == "dim_value":
+            if dim.dim_value < 0:
+                raise InvalidModelError(f"dim {k} of its shape is {dim.dim_value}", where=where)
+            dims.append(dim.dim_value)
+        else:
+            dims.append(dim.dim_param if which else None)
+        if dim.denotation:
+            denotations = denotations or [None] * len(proto.dim)
+            denotations[k] = dim.denotation
+    return oir.Shape(dims, denotations)
+
+
+def write_type(proto: onnx.TypeProto, type_: oir.TypeProtocol | None, shape: oir.Shape | None) -> None:
+    """Fill in *proto*; a shape without a type has no place in ONNX and stays out."""
+    if type_ is None:
+        return
+    if type_.denotation:
+        proto.denotation = type_.denotation
+    if isinstance(type_, oir.TensorType):
+        tensor = proto.tensor_type
+    elif isinstance(type_, oir.SparseTensorType):
+        tensor = proto.sparse_tensor_type
+    else:
+        is_sequence = isinstance(type_, oir.SequenceType)
+        holder = proto.sequence_type if is_sequence else proto.optional_type
+        write_type(holder.elem_type, type_.elem_type, shape)
+        return
+    tensor.elem_type = int(type_.dtype)
+    if shape is not None:
+        write_shape(tensor.shape, shape)
+
+
+def write_shape(proto: onnx.TensorShapeProto, shape: oir.Shape) -> None:
+    """Fill in *proto*; a shape without dims is that of a scalar."""
+    proto.SetInParent()
+    add = proto.dim.add
+    for k, dim in enumerate(shape.dims):
+        entry = add()
+        if isinstance(dim, int):
+            entry.dim_value = dim
+        elif dim.value is not None:
+            entry.dim_param = dim.value
+        denotation = shape.get_denotation(k)
+        if denotation:
+            entry.denotation = denotation
+
+
+def read_info(proto: onnx.ValueInfoProto, value: oir.Value, place: str, where: str) -> None:
+    """Put what *proto* says into *value*, and remember it whole where onnx-ir has no room for it.
+
+    Args:
+        proto: An entry of a graph's inputs, outputs or value_info.
+        value: The value of that name; a later entry overrides an earlier one.
+        place: ``input``, ``output`` or ``value_info``.
+        where: How errors call the value.
+    """
+    again = value.type is not None or value.shape is not None or peek_meta(value)
+    exact = True
+    if proto.HasField("type"):
+        type_, shape, exact = read_type(proto.type, where)
+        if type_ is not None or value.type is None:
+            # Where two entries agree on the type, the one that knows the shape is worth more.
+            value.shape = value.shape if shape is None and type_ == value.type else shape
+            value.type = type_
+    if proto.doc_string or again:
+        value.doc_string = proto.doc_string or value.doc_string
+    if len(proto.metadata_props):
+        value.metadata_props.update(read_props(proto.metadata_props, where) or {})
+    if place == "value_info" and not says_something(value):
+        value.meta[DECLARED] = True
+    if again or not exact:
+        value.meta.setdefault(EXACT, {})[place] = (b"", proto.SerializeToString(deterministic=True))
+
+
+def settle_exact(value: oir.Value) -> None:
+    """Finish :func:`read_info` once all entries of *value* are read: keep the ones that it does not express."""
+    import onnx
+
+    exact = peek_meta(value).get(EXACT)
+    if not exact:
+        return
+    plain = onnx.ValueInfoProto()
+    write_plain_info(plain, value)
+    now = plain.SerializeToString(deterministic=True)
+    kept = {place: (now, read) for place, (_, read) in exact.items() if read != now}
+    if kept:
+        value.meta[EXACT] = kept
+    else:
+        del value.meta[EXACT]
+
+
+def says_something(value: oir.Value) -> bool:
+    """Return whether there is anything but a name to write about *value*."""
+    return bool(value.type is not None or value.doc_string or peek_props(value))
+
+
+def write_plain_info(proto: onnx.ValueInfoProto, value: oir.Value, name: str = "") -> None:
+    """Fill in *proto* with what *value* says itself."""
+    proto.name = name or value.name or ""
+    if value.type is not None:
+        write_type(proto.type, value.type, value.shape)
+    if value.doc_string:
+        proto.doc_string = value.doc_string
+    props = peek_props(value)
+    if props:
+        write_props(proto.metadata_props, props)
+
+
+def write_info(proto: onnx.ValueInfoProto, value: oir.Value, place: str) -> None:
+    """Fill in *proto*, exactly as it was read where *value* has not changed since."""
+    write_plain_info(proto, value)
+    exact = peek_meta(value).get(EXACT)
+    if exact and place in exact:
+        now, read = exact[place]
+        if proto.SerializeToString(deterministic=True) == now:
+            proto.ParseFromString(read)
