@@ -28,14 +28,14 @@ class FoldConstants(Pass):
     class Options(PassOptions):
         """What may be folded."""
 
-        max_growth_bytes: int = Field(
-            1024,
+        max_growth_bytes: int | None = Field(
+            None,
             ge=0,
-            description="bytes that all folded results together may take beyond the nodes and constants "
-            "that they replace",
+            description="bytes by which folding may make the file larger in all; none means a hundredth of the "
+            "model's constants, and that only for what is computed from small constants (masks, positions)",
         )
         inline_branches: bool = Field(
-            True, description="replace an If with a constant condition by the branch that it takes"
+            default=True, description="replace an If with a constant condition by the branch that it takes"
         )
 
     def run(self, model: Model, options: Options, context: Context) -> Report:

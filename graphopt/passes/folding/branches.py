@@ -73,7 +73,7 @@ def _inline(model: Model, node: oir.Node, branch: oir.Graph, names: Counter[str]
     outputs = list(branch.outputs)
     branch.outputs.clear()
     for value in list(branch.initializers.values()):
-        del branch.initializers[value.name]
+        del branch.initializers[value.name or ""]
         assert value.const_value is not None
         if any(function.graph is graph for function in model.functions.values()):
             moved = rewrite.add_initializer(model, graph, value.name or "", value.const_value)

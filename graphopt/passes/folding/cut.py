@@ -29,7 +29,7 @@ class Cut:
     Attributes:
         stored: Values to become constants, in reverse topological order.
         removed: Nodes that go, in reverse topological order.
-        grown_bytes: How much of the budget was spent.
+        grown_bytes: By how much the values that grow exceed what they free.
         skipped: Why a foldable node stays.
     """
 
@@ -39,10 +39,44 @@ class Cut:
     skipped: dict[oir.Node, str] = field(default_factory=dict)
 
 
-def choose(sweep: Sweep, budget_bytes: int) -> Cut:
-    """Return the cut whose stored values take at most *budget_bytes* more than what they free."""
-    cut = Cut()
+@dataclass(frozen=True, slots=True)
+class _Freed:
+    """What storing a value frees: bytes, and whether a large constant is among what it is computed from."""
+
+    total_bytes: int
+    unpacks: bool
+
+
+def choose(sweep: Sweep, budget_bytes: int, saved_bytes: int) -> Cut:
+    """Return what to store.
+
+    Args:
+        sweep: What is foldable.
+        budget_bytes: What stored values may take in all beyond what they free.
+        saved_bytes: What folding has saved elsewhere. Masks and the like, computed by many nodes from
+            nothing, may use that up too; a stored constant is never unpacked on this account.
+    """
     generous = _components_that_shrink(sweep)
+    first = _choose(sweep, generous, budget_bytes, 0)
+    saved_bytes += max(0, balance_bytes(sweep, first))
+    return _choose(sweep, generous, budget_bytes, saved_bytes) if first.skipped and saved_bytes else first
+
+
+def balance_bytes(sweep: Sweep, cut: Cut) -> int:
+    """Return by how many bytes *cut* makes the file smaller; negative where it grows."""
+    total = -(_cost(sweep, list(cut.stored)) or 0)
+    sources: dict[oir.Value, None] = {}
+    for node in cut.removed:
+        total += sizes.node_bytes(node)
+        sources.update((value, None) for value in node.inputs if value is not None)
+    for value in sources:
+        if sweep.tensor_of(value) is not None and not _is_read(value, cut.removed):
+            total += sweep.bytes_of(value) or 0
+    return total
+
+
+def _choose(sweep: Sweep, generous: set[oir.Node], budget_bytes: int, saved_bytes: int) -> Cut:
+    cut = Cut()
     for node in reversed(sweep.foldable):
         needed = _needed(node, cut.removed)
         if not needed:
@@ -52,13 +86,17 @@ def choose(sweep: Sweep, budget_bytes: int) -> Cut:
         if cost is None:
             cut.skipped[node] = "the size of its result is unknown"
             continue
-        freed = sizes.node_bytes(node)
-        if cost > freed and node not in generous:
-            freed += _freed_above(sweep, node, cut)
-            if cost - freed > budget_bytes - cut.grown_bytes:
-                cut.skipped[node] = _reason(node, cost, freed, budget_bytes)
+        own = sizes.node_bytes(node)
+        if cost > own and node not in generous:
+            freed = _freed_above(sweep, node, cut)
+            allowed = budget_bytes
+            if not freed.unpacks and node.op_type not in sizes.GROWING:
+                allowed += saved_bytes
+            growth = cost - own - freed.total_bytes
+            if growth > 0 and growth > allowed - cut.grown_bytes:
+                cut.skipped[node] = _reason(node, cost, own + freed.total_bytes)
                 continue
-            cut.grown_bytes += max(0, cost - freed)
+            cut.grown_bytes += max(0, growth)
         cut.removed[node] = None
         cut.stored.update(dict.fromkeys(needed))
     return cut
@@ -85,26 +123,39 @@ def _cost(sweep: Sweep, values: list[oir.Value]) -> int | None:
     return total
 
 
-def _freed_above(sweep: Sweep, node: oir.Node, cut: Cut) -> int:
-    """Return the bytes of the nodes and constants above *node* that nothing but *node* keeps alive."""
+def _freed_above(sweep: Sweep, node: oir.Node, cut: Cut) -> _Freed:
+    """Return what goes with *node*: the nodes and constants above it that nothing else keeps alive."""
     total = 0
     gone = {node}
     stack = [node]
-    seen: set[oir.Value] = set()
+    met: dict[oir.Value, None] = {}
+    counted: set[oir.Value] = set()
     while stack and len(gone) < _WALK_LIMIT:
         for value in stack.pop().inputs:
-            if value is None or value in seen or _is_read(value, gone, cut.removed):
+            # A value with several readers is met through each; it goes with the last of them.
+            if value is None or value in counted:
                 continue
-            seen.add(value)
+            met[value] = None
+            if _is_read(value, gone, cut.removed):
+                continue
+            counted.add(value)
             producer = value.producer()
-            if value.is_initializer() and sweep.tensor_of(value) is not None:
-                total += sweep.bytes_of(value) or 0
-            elif producer is not None and (producer in sweep.foldable or producer.op_type == "Constant"):
-                if not _needed(producer, gone, cut.removed):
-                    total += sizes.node_bytes(producer)
-                    gone.add(producer)
-                    stack.append(producer)
-    return total
+            if value.is_initializer():
+                total += (sweep.bytes_of(value) or 0) if sweep.tensor_of(value) is not None else 0
+            elif (
+                producer is not None
+                and (producer in sweep.foldable or sweep.tensor_of(value) is not None)
+                and not _needed(producer, gone, cut.removed)
+            ):
+                total += sizes.node_bytes(producer)
+                gone.add(producer)
+                stack.append(producer)
+    unpacks = any(
+        (sweep.tensor_of(value) is not None or value not in counted)
+        and (sweep.bytes_of(value) or 0) > sizes.SMALL_BYTES
+        for value in met
+    )
+    return _Freed(total, unpacks)
 
 
 def _components_that_shrink(sweep: Sweep) -> set[oir.Node]:
@@ -168,6 +219,7 @@ def _leaves(value: oir.Value, sweep: Sweep) -> bool:
     return value.is_graph_output() or any(user not in sweep.foldable for user in value.consumers())
 
 
-def _reason(node: oir.Node, cost: int, freed: int, budget_bytes: int) -> str:
-    what = "unpacking it from its table" if sizes.lookup(node) else "its result"
-    return f"{what} takes {cost} bytes and frees {freed}; max_growth_bytes={budget_bytes} does not allow that"
+def _reason(node: oir.Node, cost: int, freed: int) -> str:
+    if sizes.lookup(node):
+        return f"unpacking it from its table would store {cost} bytes instead of {freed} (max_growth_bytes)"
+    return f"storing its result would take {cost} bytes instead of {freed} (max_growth_bytes)"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.api import Report
 from graphopt.errors import PassFailed
-from graphopt.ir import rewrite, semantics
+from graphopt.ir import rewrite, semantics, tensors
 from graphopt.ir.collector import collector_paused
 from graphopt.ir.shapes import Shapes, infer_shapes
 from graphopt.passes.folding.branches import inline_constant_branches
-from graphopt.passes.folding.cut import Cut, choose
+from graphopt.passes.folding.cut import Cut, balance_bytes, choose
 from graphopt.passes.folding.region import evaluate_region
 from graphopt.passes.folding.sweep import Sweep
 from graphopt.passes.folding.targets import simplify_targets
@@ -30,14 +30,20 @@ if TYPE_CHECKING:
 _QUANTIZATION_KEY = "quant_parameter_tensor_names"
 """Where onnx-ir keeps the quantization annotation of a value."""
 
+_AUTOMATIC = 100
+"""By default a model may grow by one part in this many of its constants: what lets the attention masks and
+position tables of benchmarks/cleanup_zoo.py be stored, and leaves a model of small constants alone."""
+
 _MAX_ROUNDS = 20
 """Each round but the last makes the model smaller; real models take two to four."""
 
 
-def fold(model: Model, budget_bytes: int, context: Context, *, inline_branches: bool) -> Report:
+def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline_branches: bool) -> Report:
     """Fold *model* in place; see :class:`graphopt.passes.fold_constants.FoldConstants`."""
     counts: Counter[str] = Counter()
     skipped: dict[oir.Node, str] = {}
+    budget_bytes = max_growth_bytes or 0
+    saved_bytes = _constant_bytes(model) // _AUTOMATIC if max_growth_bytes is None else 0
     with collector_paused():
         for _ in range(_MAX_ROUNDS):
             inlined = inline_constant_branches(model) if inline_branches else []
@@ -47,7 +53,8 @@ def fold(model: Model, budget_bytes: int, context: Context, *, inline_branches: 
                 context.invalidate()
             sweep = Sweep(model, lambda: _shapes(model, context))
             sweep.run()
-            cut = _choose(sweep, budget_bytes - counts["grown_bytes"])
+            cut = _choose(sweep, budget_bytes, saved_bytes)
+            saved_bytes += balance_bytes(sweep, cut) if cut.stored else 0
             decided = any(rewrite.is_op(user, "If") for value in cut.stored for user in value.consumers())
             _store(model, sweep, cut, counts)
             simplified = simplify_targets(model, sweep.shapes()) if sweep.derived else []
@@ -67,6 +74,15 @@ def fold(model: Model, budget_bytes: int, context: Context, *, inline_branches: 
     )
 
 
+def _constant_bytes(model: Model) -> int:
+    return sum(
+        tensors.nbytes(value.const_value)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
 def _shapes(model: Model, context: Context) -> Shapes:
     """Return the shapes of *model* with every symbolic dim free.
 
@@ -79,10 +95,10 @@ def _shapes(model: Model, context: Context) -> Shapes:
     return shapes
 
 
-def _choose(sweep: Sweep, budget_bytes: int) -> Cut:
+def _choose(sweep: Sweep, budget_bytes: int, saved_bytes: int) -> Cut:
     """Choose what to store and compute it; what cannot be computed is left alone and the rest chosen anew."""
     while True:
-        cut = choose(sweep, budget_bytes)
+        cut = choose(sweep, budget_bytes + min(0, saved_bytes), max(0, saved_bytes))
         failed = _compute_missing(sweep, cut)
         if not failed:
             return cut
@@ -102,10 +118,11 @@ def _compute_missing(sweep: Sweep, cut: Cut) -> dict[oir.Node, str]:
         region = _region_of(sweep, node)
         inside = {value for inner in region for value in inner.outputs}
         constants: dict[oir.Value, Array | oir.TensorProtocol] = {}
-        for inner in region:
-            for value in inner.inputs:
-                if value is not None and value not in inside and (found := sweep.constant(value)) is not None:
-                    constants[value] = found
+        for value in (
+            one for inner in region for one in inner.inputs if one is not None and one not in inside
+        ):
+            if (found := sweep.constant(value)) is not None:
+                constants[value] = found
         result = evaluate_region(region, wanted, constants, sweep.opsets_of(node))
         if result.failed:
             return result.failed
@@ -152,7 +169,6 @@ def _store(model: Model, sweep: Sweep, cut: Cut, counts: Counter[str]) -> None:
     rewrite.remove_nodes(cut.removed)
     counts["folded"] += len(cut.stored)
     counts["nodes_removed"] += len(cut.removed)
-    counts["grown_bytes"] += cut.grown_bytes
     _remove_dead(left, counts)
 
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from graphopt.ir import Shapes
 
 SMALL_BYTES = 1024
-"""A result up to this size is no weight: the guards of compressed weights let it pass."""
+"""A constant up to this size is no weight; what is computed from it is not unpacked."""
+
+_SCALE_BYTES = 256
+"""A float up to this size is a scale, a bias or a factor: its cast from a narrower type may be folded."""
 
 GROWING = frozenset({
     "CenterCropPad", "Col2Im", "ConstantOfShape", "EyeLike", "Expand", "Gather", "GatherElements", "GatherND",
@@ -52,17 +55,20 @@ def node_bytes(node: oir.Node) -> int:
     return total
 
 
-def compressed(node: oir.Node, input_bytes: Sequence[int | None], output_bytes: int | None) -> str:
+def compressed(
+    node: oir.Node, input_bytes: Sequence[int | None], output_bytes: int | None, *, is_float: bool
+) -> str:
     """Return why folding *node*, whose inputs are constant, would unpack a compressed weight; "" where not.
 
     Args:
         node: A node of the default domain.
         input_bytes: Bytes of each input; None for omitted ones.
         output_bytes: Bytes of its first output; None where unknown.
+        is_float: Whether that is of a floating-point type.
     """
     if node.op_type == "DequantizeLinear":
         return "it unpacks a quantised constant, which stays quantised"
-    if output_bytes is None or output_bytes <= SMALL_BYTES:
+    if output_bytes is None or output_bytes <= _SCALE_BYTES or not is_float:
         return ""
     source = input_bytes[0] if input_bytes else None
     if node.op_type in {"Cast", "CastLike"} and source is not None and output_bytes > source:

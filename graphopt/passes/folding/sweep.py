@@ -152,20 +152,17 @@ class Sweep:
         )
         if node.op_type == "DequantizeLinear" or self._from_sparse(node):
             self.skipped[node] = (
-                sizes.compressed(node, [], None) or "it would store a sparse constant densely"
+                sizes.compressed(node, [], None, is_float=True) or "it would store a sparse constant densely"
             )
             return
         if ready and self._fold_at_once(node, inputs, opsets):
             return
-        if not (ready or node.op_type not in _INTEGER_DIVISIONS):
-            # An integer division by zero kills the process; the divisor is known in the next round.
-            return
-        if (
-            ready
-            and node.op_type in _INTEGER_DIVISIONS
-            and any(array is not None and array.dtype.kind in "iu" for array in inputs)
+        if node.op_type in _INTEGER_DIVISIONS and not any(
+            array is not None and array.dtype.kind == "f" for array in inputs
         ):
-            self.skipped[node] = "the integer division is not defined"
+            # An integer division by zero kills the process; it is left to the kernels, once they see both sides.
+            if ready:
+                self.skipped[node] = "the integer division is not defined"
             return
         self._defer(node)
 
@@ -189,6 +186,7 @@ class Sweep:
             node,
             [None if array is None else array.nbytes for array in inputs],
             sizes.shape_bytes(outputs[0].shape, _dtype_of(outputs[0])),
+            is_float=_dtype_of(outputs[0]).is_floating_point(),
         )
         if reason:
             self.skipped[node] = reason
@@ -213,7 +211,7 @@ class Sweep:
             if any(size is None and value.name for size, value in zip(results, node.outputs, strict=True)):
                 self.skipped[node] = "the size of its result is unknown before it is computed"
                 return
-        reason = sizes.compressed(node, known, results[0])
+        reason = sizes.compressed(node, known, results[0], is_float=_casts_to_float(node))
         if reason:
             self.skipped[node] = reason
             return
@@ -272,7 +270,9 @@ class Sweep:
             if node.op_type not in {"Cast", "CastLike"} or node in self.deferred:
                 continue
             inputs = [None if value is None else self.bytes_of(value) for value in node.inputs]
-            if reason := sizes.compressed(node, inputs, self.bytes_of(node.outputs[0])):
+            value = node.outputs[0]
+            is_float = value in self.arrays and _dtype_of(self.arrays[value]).is_floating_point()
+            if reason := sizes.compressed(node, inputs, self.bytes_of(value), is_float=is_float):
                 self.drop(node, reason)
 
     def drop(self, node: oir.Node, reason: str) -> None:
@@ -294,9 +294,11 @@ def known_array(shapes: Shapes, value: oir.Value) -> Array | None:
     known, shape, dtype = shapes.known(value), shapes.shape(value), shapes.dtype(value)
     if known is None or shape is None or dtype not in _ARITHMETIC:
         return None
-    if not all(isinstance(item, int) for item in known) or not all(isinstance(size, int) for size in shape):
+    numbers = [item for item in known if isinstance(item, int)]
+    dims = [size for size in shape if isinstance(size, int)]
+    if len(numbers) != len(known) or len(dims) != len(shape):
         return None
-    array = np.array(known, dtype.numpy()).reshape([int(size) for size in shape if isinstance(size, int)])
+    array = np.array(numbers, dtype.numpy()).reshape(dims)
     array.flags.writeable = False
     return array
 
@@ -319,3 +321,8 @@ def _normalized(opsets: dict[str, int]) -> dict[str, int]:
 
 def _dtype_of(array: Array) -> oir.DataType:
     return oir.DataType.STRING if array.dtype.kind in "OSU" else oir.DataType.from_numpy(array.dtype)
+
+
+def _casts_to_float(node: oir.Node) -> bool:
+    # What CastLike casts to is its second input's business; taken for a float until it is computed.
+    return node.op_type != "Cast" or oir.DataType(rewrite.attribute(node, "to")).is_floating_point()

@@ -54,7 +54,7 @@ def _elements(shapes: Shapes, value: oir.Value) -> Dims | None:
     known = shapes.known(value)
     if known is None and isinstance(shape[0], int):
         return [None] * shape[0]
-    return None if known is None else [item if not isinstance(item, float) else None for item in known]
+    return known
 
 
 def _feed(
