@@ -3,7 +3,7 @@
 Large tensors count by identity, not by content: a pass that swaps a weight puts a new tensor object in its
 place, and reading gigabytes to learn that nothing changed would defeat the purpose. Identities are numbers
 handed out in order of first sight by a registry that all clones of a model share, so the same model put
-through the same pipeline has the same fingerprints in every process.
+through the same pipeline has the same fingerprints in every process and every folder.
 """
 
 from __future__ import annotations
@@ -15,25 +15,36 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
+from graphopt.ir import meta
+from graphopt.ir.tensors import SparseTensor
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
     from graphopt.ir.model import Model
 
 _SMALL_BYTES = 1024
-# marshal format 2 has no back references and no interning flags, so equal values give equal bytes.
-_MARSHAL_VERSION = 2
+# marshal is several times faster than repr or json. Format 2 has no back references and no interning flags, so
+# equal values give equal bytes in every process.
+_MARSHAL_FORMAT = 2
+
+_GRAPH_NOTES = (meta.LEFTOVER_INFOS, meta.LEFTOVER_ANNOTATIONS, meta.INFOS_INSIDE)
+_VALUE_NOTES = (meta.DECLARED, meta.QUANTIZATION, meta.EXACT)
 
 
 class TensorRegistry:
-    """Hands out a stable key for each tensor: its content where small, else a number by identity."""
+    """Hands out a stable key for each tensor: its content where small, else a number by identity.
+
+    It holds tensors weakly: a tensor that nothing uses any more may go.
+    """
 
     def __init__(self) -> None:
-        self._keys: dict[int, tuple[weakref.ref[Any], object]] = {}
-        self._next = 0
+        self._keys: dict[int, tuple[weakref.ref[Any], tuple[object, ...]]] = {}
+        self._folders: dict[str, int] = {}
+        self._last = 0
 
-    def key(self, tensor: oir.TensorProtocol) -> object:
-        """Return the key of *tensor*, the same for as long as the object lives."""
+    def key(self, tensor: oir.TensorProtocol) -> tuple[object, ...]:
+        """Return the key of *tensor*: numbers, text and bytes, the same for as long as the object lives."""
         entry = self._keys.get(id(tensor))
         if entry is not None and entry[0]() is tensor:
             return entry[1]
@@ -41,132 +52,169 @@ class TensorRegistry:
         self._keys[id(tensor)] = (weakref.ref(tensor), key)
         return key
 
-    def _make_key(self, tensor: oir.TensorProtocol) -> object:
+    def _make_key(self, tensor: oir.TensorProtocol) -> tuple[object, ...]:
+        dtype, dims = int(tensor.dtype), tuple(tensor.shape.numpy())
+        if isinstance(tensor, SparseTensor):
+            return ("sparse", dims, self.key(tensor.values), self.key(tensor.indices))
         if isinstance(tensor, oir.ExternalTensor):
-            facts = (tensor.path, tensor.offset or 0, tensor.length or 0)
-            return ("external", int(tensor.dtype), tuple(tensor.shape.numpy()), facts)
-        shape = tuple(tensor.shape.numpy())
+            # The folder counts by number, for the same model has the same fingerprint wherever it lies.
+            folder = self._folders.setdefault(str(tensor.base_dir), len(self._folders))
+            place = (str(tensor.location), tensor.offset or 0, tensor.length or 0)
+            return ("external", dtype, dims, folder, place, meta.peek_meta(tensor).get(meta.EXTERNAL_ENTRIES, ()))
         if isinstance(tensor, oir.StringTensor):
-            if tensor.nbytes <= _SMALL_BYTES:
-                return ("strings", shape, tuple(tensor.string_data()))
-        elif tensor.nbytes <= _SMALL_BYTES:
-            return ("bytes", int(tensor.dtype), shape, tensor.tobytes())
-        self._next += 1
-        return ("tensor", int(tensor.dtype), shape, self._next)
+            return ("strings", dims, _digest(tuple(tensor.string_data())))
+        if tensor.nbytes <= _SMALL_BYTES:
+            return ("bytes", dtype, dims, _digest(tensor.tobytes()))
+        self._last += 1
+        return ("tensor", dtype, dims, self._last)
+
+
+def _digest(content: object) -> bytes:
+    data = marshal.dumps(content, _MARSHAL_FORMAT)  # type: ignore[arg-type]  # the stub has no name for plain data
+    return data if len(data) <= 32 else hashlib.blake2b(data, digest_size=16).digest()
 
 
 def fingerprint(model: Model) -> str:
-    """Return 32 hex digits that change whenever anything that would be emitted changes."""
+    """Return 32 hex digits that change whenever anything changes that would be written, up to large contents.
+
+    Everything counts that a file holds: names, types and shapes of values, nodes with attributes and
+    subgraphs, initializers, functions, operator sets, metadata, docs, annotations, and the order of all that.
+    Tensors over 1 KiB count by identity.
+    """
     digest = hashlib.blake2b(digest_size=16)
     walk = _Walk(model.registry)
-    store = model.store
-    header = (
-        store.ir_version,
-        store.producer_name or "",
-        store.producer_version or "",
-        store.domain or "",
-        store.model_version or 0,
-        store.doc_string or "",
-        _props(store.metadata_props),
-        repr(store.device_configurations),
-    )
-    digest.update(marshal.dumps(header, _MARSHAL_VERSION))
-    for part in walk.graph(store.graph):
-        digest.update(marshal.dumps(part, _MARSHAL_VERSION))
-    for identifier, function in store.functions.items():
-        digest.update(marshal.dumps((identifier, walk.attributes(function.attributes)), _MARSHAL_VERSION))
-        for part in walk.graph(function.graph):
-            digest.update(marshal.dumps(part, _MARSHAL_VERSION))
+    for part in walk.model(model.store):
+        digest.update(marshal.dumps(part, _MARSHAL_FORMAT))  # type: ignore[arg-type]  # as in _digest
     return digest.hexdigest()
 
 
-def _props(props: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(props.items())) if props else ()
+def _props(thing: object) -> tuple[tuple[str, str], ...]:
+    props = meta.peek_props(thing)
+    return tuple(props.items()) if props else ()
+
+
+def _notes(thing: object, keys: tuple[str, ...]) -> str:
+    notes = meta.peek_meta(thing)
+    # repr keeps the order of insertion, which is the order in which it is written.
+    return repr([(key, notes[key]) for key in keys if key in notes]) if notes else ""
 
 
 class _Walk:
+    """Turns parts of a store into nested tuples of plain values."""
+
     def __init__(self, registry: TensorRegistry) -> None:
         self._registry = registry
 
-    def graph(self, graph: oir.Graph) -> Iterable[object]:
+    def model(self, store: oir.Model) -> Iterator[object]:
+        header = (store.ir_version, store.producer_name, store.producer_version, store.domain, store.model_version)
+        yield (header, store.doc_string, _props(store), repr(store.device_configurations))
+        yield from self.graph(store.graph)
+        for identifier, function in store.functions.items():
+            yield (identifier, self.attributes(function.attributes))
+            yield from self.graph(function.graph)
+
+    def graph(self, graph: oir.Graph) -> Iterator[object]:
+        """Yield a header, the initializers, and the nodes."""
         yield (
-            graph.name or "",
-            graph.doc_string or "",
-            _props(graph.metadata_props),
+            graph.name,
+            graph.doc_string,
+            _props(graph),
+            _notes(graph, _GRAPH_NOTES),
             tuple(graph.opset_imports.items()),
-            tuple(self.value(value) for value in graph.inputs),
-            tuple(self.value(value) for value in graph.outputs),
+            tuple([self.value(value) for value in graph.inputs]),
+            tuple([self.value(value) for value in graph.outputs]),
         )
         for value in graph.initializers.values():
-            yield (self.value(value), self.tensor(value.const_value))
+            tensor = value.const_value
+            yield (self.value(value), None if tensor is None else self.tensor(tensor))
         for node in graph:
             yield self.node(node)
 
     def node(self, node: oir.Node) -> tuple[object, ...]:
+        """Return everything about *node*; its inputs by name only, as a file has them."""
+        devices = node.device_configurations
         return (
             node.domain,
             node.op_type,
             node.overload,
-            node.name or "",
-            node.doc_string or "",
+            node.name,
+            node.doc_string,
             tuple([None if value is None else value.name for value in node.inputs]),
             tuple([self.value(value) for value in node.outputs]),
             self.attributes(node.attributes) if node.attributes else (),
-            _props(node.metadata_props),
-            repr(node.device_configurations) if node.device_configurations else "",
+            _props(node),
+            _notes(node, (meta.DOMAIN_AS_READ,)),
+            tuple([_device(device) for device in devices]) if devices else (),
         )
 
     def value(self, value: oir.Value) -> tuple[object, ...]:
-        shape = value.shape
+        """Return what value_info would say about *value*."""
+        type_, shape = value.type, value.shape
         return (
-            value.name or "",
-            None if value.type is None else self.type(value.type),
-            None
-            if shape is None
-            else tuple([dim if isinstance(dim, int) else ("", dim.value) for dim in shape.dims]),
-            value.doc_string or "",
-            _props(value.metadata_props),
-            tuple(sorted(quant.items())) if (quant := value.meta.get("quant_parameter_tensor_names")) else (),
+            value.name,
+            None if type_ is None else _type(type_),
+            None if shape is None else _shape(shape),
+            value.doc_string,
+            _props(value),
+            _notes(value, _VALUE_NOTES),
         )
 
-    def type(self, type_: Any) -> object:
-        inner = type_.elem_type
-        return (
-            type(type_).__name__,
-            type_.denotation or "",
-            int(inner) if isinstance(inner, oir.DataType) else self.type(inner),
-        )
-
-    def tensor(self, tensor: oir.TensorProtocol | None) -> object:
-        if tensor is None:
-            return None
-        return (self._registry.key(tensor), tensor.doc_string or "", _props(tensor.metadata_props))
+    def tensor(self, tensor: oir.TensorProtocol) -> tuple[object, ...]:
+        """Return the tensor's key and its metadata; its name is that of the value or attribute."""
+        return (self._registry.key(tensor), tensor.doc_string, _props(tensor))
 
     def attributes(self, attributes: Mapping[str, oir.Attr]) -> tuple[object, ...]:
-        return tuple([self.attribute(attribute) for attribute in attributes.values()])
+        """Return all attributes in their order."""
+        return tuple([self._attribute(attribute) for attribute in attributes.values()])
 
-    def attribute(self, attribute: oir.Attr) -> tuple[object, ...]:
-        kind = attribute.type
-        value = attribute.value
-        content: object
-        if attribute.is_ref() or value is None:
-            content = None
+    def _attribute(self, attribute: oir.Attr) -> tuple[object, ...]:
+        kind, content = attribute.type, attribute.value
+        plain: object
+        if content is None:
+            plain = attribute.ref_attr_name
+        elif kind in _TENSOR_KINDS:
+            plain = (_notes(attribute, (meta.TENSOR_NAMES,)), self.tensor(content))
+        elif kind in _TENSORS_KINDS:
+            plain = (_notes(attribute, (meta.TENSOR_NAMES,)), tuple([self.tensor(item) for item in content]))
         elif kind is oir.AttributeType.GRAPH:
-            content = tuple(self.graph(value))
+            plain = tuple(self.graph(content))
         elif kind is oir.AttributeType.GRAPHS:
-            content = tuple(tuple(self.graph(graph)) for graph in value)
-        elif kind is oir.AttributeType.TENSOR:
-            content = (value.name or "", self.tensor(value))
-        elif kind is oir.AttributeType.TENSORS:
-            content = tuple((tensor.name or "", self.tensor(tensor)) for tensor in value)
-        elif kind in {oir.AttributeType.TYPE_PROTO, oir.AttributeType.TYPE_PROTOS}:
-            content = repr(value)
+            plain = tuple([tuple(self.graph(graph)) for graph in content])
+        elif kind is oir.AttributeType.TYPE_PROTO:
+            plain = _type_and_shape(content)
+        elif kind is oir.AttributeType.TYPE_PROTOS:
+            plain = tuple([_type_and_shape(item) for item in content])
         else:
-            content = value
-        return (
-            attribute.name,
-            int(kind),
-            attribute.ref_attr_name or "",
-            attribute.doc_string or "",
-            content,
-        )
+            plain = content
+        return (attribute.name, int(kind), attribute.doc_string, plain)
+
+
+def _type(type_: oir.TypeProtocol) -> object:
+    inner = type_.elem_type
+    if isinstance(inner, oir.DataType):
+        return (type(type_).__name__, type_.denotation, int(inner))
+    return (type(type_).__name__, type_.denotation, _type(inner))
+
+
+def _shape(shape: oir.Shape) -> tuple[object, ...]:
+    return tuple(
+        [
+            (dim if isinstance(dim, int) else (dim.value,), shape.get_denotation(k))
+            for k, dim in enumerate(shape.dims)
+        ]
+    )
+
+
+def _type_and_shape(item: oir.TypeAndShape) -> object:
+    return (
+        None if item.type is None else _type(item.type),
+        None if item.shape is None else _shape(item.shape),
+    )
+
+
+def _device(device: oir.NodeDeviceConfiguration) -> bytes:
+    return oir.serde.serialize_node_device_configuration(device).SerializeToString(deterministic=True)
+
+
+_TENSOR_KINDS = frozenset({oir.AttributeType.TENSOR, oir.AttributeType.SPARSE_TENSOR})
+_TENSORS_KINDS = frozenset({oir.AttributeType.TENSORS, oir.AttributeType.SPARSE_TENSORS})
