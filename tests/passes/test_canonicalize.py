@@ -213,6 +213,24 @@ DROPPED: dict[str, tuple[str, list[str]]] = {
         " { y = Slice (x, s, e, a, t) }"),
         ["Slice"],
     ),
+    "add-gathered-zeros": (
+        ("g (float[N,2] x, int64[2] i) => (float[N,2] y)"
+        " <float[3] t = {0.0, 0.0, 0.0}> { b = Gather (t, i) a = Add (x, b) y = Neg (a) }"),
+        ["Neg"],
+    ),
+    "pad-into-conv": (
+        ("g (float[1,1,5,5] x) => (float[1,1,5,5] y)"
+        " <int64[8] p = {0, 0, 1, 0, 0, 0, 0, 1},"
+        " float[1,1,3,3] w = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0}>"
+        " { a = Pad (x, p) y = Conv <pads = [0, 1, 1, 0]> (a, w) }"),
+        ["Conv"],
+    ),
+    "pad-with-ones-stays": (
+        ("g (float[1,1,4,4] x) => (float[1,1,4,4] y)"
+        " <int64[2] p = {1, 1}, float v = {1.0}, int64[1] t = {-2}, float[1,1,3,1] w = {1.0, 2.0, 3.0}>"
+        " { a = Pad (x, p, v, t) y = Conv (a, w) }"),
+        ["Pad", "Conv"],
+    ),
     "if-bodies": (
         ("g (float[2,3] x, bool c) => (float[2,3] y) {"
         " h = Identity (x)"

@@ -41,12 +41,42 @@ def drop_neutral(bench: Workbench, node: oir.Node) -> bool:
         return False
     for index, neutral in _NEUTRAL[node.op_type]:
         other, operand = input_at(node, 1 - index), input_at(node, index)
-        array = constant_array(operand, limit_bytes=_OPERAND_BYTES)
-        if array is None or other is None or not _is_all(array, neutral):
+        if other is None or operand is None:
             continue
-        if _fits_into(bench, array.shape, other):
+        array = constant_array(_spread_from(operand), limit_bytes=_OPERAND_BYTES)
+        if array is None or not _is_all(array, neutral):
+            continue
+        shape = bench.facts.static_shape(operand)
+        if shape is not None and _fits_into(bench, shape, other):
             return bench.bypass(node, other)
     return False
+
+
+# What these make of a constant whose elements are all the same holds that element only.
+_SPREADING = (
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+)
+_SPREADING_STEPS = 8
+
+
+def _spread_from(value: oir.Value) -> oir.Value | None:
+    """Return the value whose elements *value* consists of: itself, or what it was moved or repeated from."""
+    found: oir.Value | None = value
+    for _ in range(_SPREADING_STEPS):
+        node = None if found is None else found.producer()
+        if node is None or not is_op(node, *_SPREADING):
+            break
+        found = input_at(node, 0)
+    return found
 
 
 def _is_all(array: npt.NDArray[np.generic], number: float) -> bool:
