@@ -38,12 +38,16 @@ class NumericGate(Gate):
         """Without a limit, the SQNR must reach 30 dB."""
 
         min_sqnr_db: float | None = Field(
-            None, description="lowest signal-to-noise ratio of any output, in dB"
+            default=None, description="lowest signal-to-noise ratio of any output, in dB"
         )
-        max_abs: float | None = Field(None, ge=0, description="largest absolute difference of any output")
-        feeds: int = Field(4, ge=1, description="number of feeds: random ones, or the first of the data")
+        max_abs: float | None = Field(
+            default=None, ge=0, description="largest absolute difference of any output"
+        )
+        feeds: int = Field(
+            default=4, ge=1, description="number of feeds: random ones, or the first of the data"
+        )
         data: str | None = Field(
-            None, description="where feeds come from, as --data takes it; none for random"
+            default=None, description="where feeds come from, as --data takes it; none for random"
         )
 
     options: Options
@@ -82,7 +86,9 @@ class SizeGate(Gate):
     class Options(PassOptions):
         """One limit."""
 
-        max_ratio: float = Field(1.0, gt=0, description="bytes of model and external data, after / before")
+        max_ratio: float = Field(
+            default=1.0, gt=0, description="bytes of model and external data, after / before"
+        )
 
     options: Options
 
@@ -105,9 +111,9 @@ class LatencyGate(Gate):
     class Options(PassOptions):
         """One limit."""
 
-        max_ratio: float = Field(1.0, gt=0, description="time of one inference, after / before")
+        max_ratio: float = Field(default=1.0, gt=0, description="time of one inference, after / before")
         data: str | None = Field(
-            None, description="where the feed comes from, as --data takes it; none for random"
+            default=None, description="where the feed comes from, as --data takes it; none for random"
         )
 
     options: Options
