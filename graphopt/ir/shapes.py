@@ -102,7 +102,13 @@ class Shapes:
         return dim in self._declared
 
 
-def infer_shapes(model: Model, dims: Mapping[str, int] | None = None) -> Shapes:
+def infer_shapes(
+    model: Model,
+    dims: Mapping[str, int] | None = None,
+    *,
+    unbound: int | None = None,
+    assume_defaults: bool = False,
+) -> Shapes:
     """Return shapes, types and contents of shape arithmetic for the values of all graphs of *model*.
 
     Values in bodies of Loop and Scan are described as they are in every iteration, those in functions as they
@@ -111,11 +117,13 @@ def infer_shapes(model: Model, dims: Mapping[str, int] | None = None) -> Shapes:
     Args:
         model: Any model, also one with operators of unknown domains or with wrong declarations.
         dims: Sizes bound to symbolic dims, by name.
+        unbound: Size to assume for every other dim that the inputs leave open; by default these stay symbols.
+        assume_defaults: Take initializers that callers may override for what they hold.
     """
     with collector_paused():
-        symbols = Symbols(dims or {})
+        symbols = Symbols(dims or {}, unbound)
         walk = Walk(model, symbols)
-        walk.run()
+        walk.run(assume_defaults=assume_defaults)
     return Shapes(
         walk.facts, declared=frozenset(symbols.declared), errors=tuple(walk.errors.items()), trips=walk.trips
     )

@@ -105,7 +105,7 @@ def from_value(value: oir.Value, symbols: Symbols) -> Fact:
             if isinstance(dim, int) and dim >= 0
             else symbols.declare(dim.value)
             if isinstance(dim, oir.SymbolicDim) and dim.value
-            else symbols.fresh()
+            else symbols.unnamed()
             for dim in value.shape
         ),
     )

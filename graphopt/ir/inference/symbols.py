@@ -22,10 +22,17 @@ _MAX_TERMS = 6
 
 
 class Symbols:
-    """All symbols of one inference; hands out new ones and computes with them."""
+    """All symbols of one inference; hands out new ones and computes with them.
 
-    def __init__(self, bindings: Mapping[str, int]) -> None:
+    Args:
+        bindings: Sizes of declared symbols.
+        unbound: Size of all dims that the model declares without a number and *bindings* does not bind; None
+            keeps them symbolic.
+    """
+
+    def __init__(self, bindings: Mapping[str, int], unbound: int | None = None) -> None:
         self._bindings = bindings
+        self._unbound = unbound
         self._polys: dict[str, _Poly] = {}
         self._by_key: dict[object, str] = {}
         self._births: dict[str, int] = {}
@@ -38,6 +45,8 @@ class Symbols:
         """Return the dim that the model calls *name*: its binding, or a symbol of that name."""
         if name in self._bindings:
             return self._bindings[name]
+        if self._unbound is not None:
+            return self._unbound
         if name in self.declared:
             return name
         if name in self._polys:  # Already the name of something computed: two meanings, so keep them apart.
@@ -45,6 +54,10 @@ class Symbols:
         self.declared.add(name)
         self._atom(name)
         return name
+
+    def unnamed(self) -> Dim:
+        """Return the dim that the model declares without number and name."""
+        return self.fresh() if self._unbound is None else self._unbound
 
     def recall(self, name: str) -> Dim:
         """Return the symbol *name* that an inference function passed through, or a new one."""

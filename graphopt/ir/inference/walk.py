@@ -64,11 +64,14 @@ class Walk:
     def __post_init__(self) -> None:
         self._standard = StandardInference(self.model.ir_version)
 
-    def run(self) -> None:
+    def run(self, *, assume_defaults: bool = False) -> None:
         """Infer everything that the main graph reaches."""
         graph = self.model.graph
         for value in graph.inputs:
-            self.put(value, from_value(value, self.symbols))
+            if assume_defaults and value.const_value is not None:
+                self.put(value, from_tensor(value.const_value))
+            else:
+                self.put(value, from_value(value, self.symbols))
         self.graph(graph, Scope(self.model.opset_imports))
         self.facts.update(self._joined)
 
