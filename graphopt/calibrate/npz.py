@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graphopt.runtime.session import Tensor
 
 _BLOCK_BYTES = 1 << 22
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,7 +264,7 @@ class _Part:
             raise DataError(
                 f"the input is a {spec}, which one array cannot hold",
                 where=array.where,
-                hint=f"Use a folder with one .npz a feed; call its arrays {spec.name}[0], {spec.name}[1], ...",
+                hint=f"Use a folder with one .npz a feed; its arrays are {spec.name}[0], {spec.name}[1] ...",
             )
         _check_dtype(array, spec)
         if spec.shape is None or not (array.shape or spec.shape):
