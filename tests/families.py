@@ -41,11 +41,18 @@ def add_props(message: Any, **props: str) -> None:
 
 
 def model(
-    graph: onnx.GraphProto, *, opset: int = 21, ir_version: int = 10, domains: tuple[tuple[str, int], ...] = (), **fields: Any
+    graph: onnx.GraphProto,
+    *,
+    opset: int = 21,
+    ir_version: int = 10,
+    domains: tuple[tuple[str, int], ...] = (),
+    **fields: Any,
 ) -> onnx.ModelProto:
     """A model around *graph*; *domains* are further opset imports."""
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(*pair) for pair in domains)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="families", **fields)
+    return helper.make_model(
+        graph, opset_imports=imports, ir_version=ir_version, producer_name="families", **fields
+    )
 
 
 def branches() -> onnx.ModelProto:
@@ -57,7 +64,12 @@ def branches() -> onnx.ModelProto:
         helper.make_node("Relu", ["moved"], ["else_out"], name="else_relu"),
     ]
     otherwise = helper.make_graph(
-        else_nodes, "else_graph", [], [info("else_out")], initializer=[weight("shift", 4)], value_info=[info("moved")]
+        else_nodes,
+        "else_graph",
+        [],
+        [info("else_out")],
+        initializer=[weight("shift", 4)],
+        value_info=[info("moved")],
     )
     add_props(otherwise, origin="else branch")
     node = helper.make_node("If", ["flag"], ["y"], name="choose", then_branch=then, else_branch=otherwise)
@@ -69,8 +81,12 @@ def branches() -> onnx.ModelProto:
 
 def loops() -> onnx.ModelProto:
     """Loop with a nested If, and Scan; bodies reach through two levels of scope."""
-    keep = helper.make_graph([helper.make_node("Identity", ["state_in"], ["kept"])], "keep", [], [info("kept")])
-    grow = helper.make_graph([helper.make_node("Mul", ["state_in", "factor"], ["grown"])], "grow", [], [info("grown")])
+    keep = helper.make_graph(
+        [helper.make_node("Identity", ["state_in"], ["kept"])], "keep", [], [info("kept")]
+    )
+    grow = helper.make_graph(
+        [helper.make_node("Mul", ["state_in", "factor"], ["grown"])], "grow", [], [info("grown")]
+    )
     loop_nodes = [
         helper.make_node("If", ["go_in"], ["picked"], name="inner_if", then_branch=keep, else_branch=grow),
         helper.make_node("Add", ["picked", "x"], ["state_out"], name="accumulate"),
@@ -96,7 +112,9 @@ def loops() -> onnx.ModelProto:
     )
     nodes = [
         helper.make_node("Loop", ["trips", "go", "x"], ["y", "ys"], name="loop", body=loop_body),
-        helper.make_node("Scan", ["zero", "y"], ["total", "sums"], name="scan", body=scan_body, num_scan_inputs=1),
+        helper.make_node(
+            "Scan", ["zero", "y"], ["total", "sums"], name="scan", body=scan_body, num_scan_inputs=1
+        ),
     ]
     graph = helper.make_graph(
         nodes,
@@ -148,10 +166,20 @@ def functions() -> onnx.ModelProto:
 def old_function_infos() -> onnx.ModelProto:
     """IR 9: value_info of functions stands in the main graph under ``domain::name/value``; one names nothing."""
     function = helper.make_function(
-        "acme.ops", "Square", ["X"], ["Y"], [helper.make_node("Mul", ["X", "X"], ["Y"])], [helper.make_opsetid("", 18)]
+        "acme.ops",
+        "Square",
+        ["X"],
+        ["Y"],
+        [helper.make_node("Mul", ["X", "X"], ["Y"])],
+        [helper.make_opsetid("", 18)],
     )
     node = helper.make_node("Square", ["x"], ["y"], name="call", domain="acme.ops")
-    infos = [info("acme.ops::Square/Y"), info("acme.ops::Square/X"), info("acme.ops::Gone/Y"), info("acme.ops::Square/Q")]
+    infos = [
+        info("acme.ops::Square/Y"),
+        info("acme.ops::Square/X"),
+        info("acme.ops::Gone/Y"),
+        info("acme.ops::Square/Q"),
+    ]
     graph = helper.make_graph([node], "old", [info("x")], [info("y")], value_info=infos)
     return model(graph, opset=18, ir_version=9, domains=(("acme.ops", 1),), functions=[function])
 
@@ -176,11 +204,22 @@ def docs_and_metadata() -> onnx.ModelProto:
     constant = helper.make_node("Constant", [], ["c"], name="constant", value=t)
     add = helper.make_node("Add", ["k", "c"], ["y"], name="add")
     graph = helper.make_graph(
-        [matmul, leaky, constant, add], "docs", [x], [y], initializer=[w], value_info=[middle], doc_string="a graph"
+        [matmul, leaky, constant, add],
+        "docs",
+        [x],
+        [y],
+        initializer=[w],
+        value_info=[middle],
+        doc_string="a graph",
     )
     add_props(graph, graph_key="graph value")
     proto = model(graph)
-    proto.domain, proto.model_version, proto.doc_string, proto.producer_version = "com.acme", 7, "a model", "1.2.3"
+    proto.domain, proto.model_version, proto.doc_string, proto.producer_version = (
+        "com.acme",
+        7,
+        "a model",
+        "1.2.3",
+    )
     add_props(proto, model_key="model value")
     return proto
 
@@ -188,7 +227,10 @@ def docs_and_metadata() -> onnx.ModelProto:
 def quantization_annotations() -> onnx.ModelProto:
     """Annotations of an input, an initializer, an inner value, an output, and a name that is nowhere."""
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["m"], name="matmul"), helper.make_node("Relu", ["m"], ["y"])],
+        [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="matmul"),
+            helper.make_node("Relu", ["m"], ["y"]),
+        ],
         "annotated",
         [info("x")],
         [info("y")],
@@ -211,7 +253,9 @@ def low_precision() -> onnx.ModelProto:
     initializers, nodes, outputs = [], [], []
     for kind in LOW_PRECISION:
         dtype = getattr(TensorProto, kind)
-        values = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1]], np.float32).astype(helper.tensor_dtype_to_np_dtype(dtype))
+        values = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1]], np.float32).astype(
+            helper.tensor_dtype_to_np_dtype(dtype)
+        )
         raw = numpy_helper.from_array(values, f"raw_{kind}")
         packed = np.frombuffer(raw.raw_data, np.uint16 if kind in {"FLOAT16", "BFLOAT16"} else np.uint8)
         typed = TensorProto(name=f"typed_{kind}", data_type=dtype, dims=[3, 3], int32_data=packed.tolist())
@@ -219,7 +263,9 @@ def low_precision() -> onnx.ModelProto:
             initializers.append(tensor)
             nodes.append(helper.make_node("Cast", [tensor.name], [f"{tensor.name}_float"], to=FLOAT))
             outputs.append(info(f"{tensor.name}_float", shape=[3, 3]))
-    return model(helper.make_graph(nodes, "low", [], outputs, initializer=initializers), opset=25, ir_version=13)
+    return model(
+        helper.make_graph(nodes, "low", [], outputs, initializer=initializers), opset=25, ir_version=13
+    )
 
 
 def sparse() -> onnx.ModelProto:
@@ -227,7 +273,9 @@ def sparse() -> onnx.ModelProto:
 
     def tensor(name: str, values: list[float], indices: Any, dims: list[int]) -> onnx.SparseTensorProto:
         positions = numpy_helper.from_array(np.array(indices, np.int64))
-        return helper.make_sparse_tensor(helper.make_tensor(name, FLOAT, [len(values)], values), positions, dims)
+        return helper.make_sparse_tensor(
+            helper.make_tensor(name, FLOAT, [len(values)], values), positions, dims
+        )
 
     constant = helper.make_node("Constant", [], ["k"], name="sparse_constant")
     constant.attribute.append(helper.make_attribute("sparse_value", tensor("", [1.0, 2.0], [1, 3], [4])))
@@ -249,7 +297,11 @@ def sparse() -> onnx.ModelProto:
         helper.make_node("Add", ["n", "k"], ["y"], name="add"),
     ]
     graph = helper.make_graph(
-        nodes, "sparse", [info("x"), info("flag", BOOL, [])], [info("y")], value_info=[info("v", shape=[4, 4])]
+        nodes,
+        "sparse",
+        [info("x"), info("flag", BOOL, [])],
+        [info("y")],
+        value_info=[info("v", shape=[4, 4])],
     )
     graph.sparse_initializer.append(tensor("w", [1.0, 2.0, 3.0], [0, 5, 10], [4, 4]))
     graph.sparse_initializer.append(tensor("v", [4.0, 5.0], [[0, 1], [3, 3]], [4, 4]))
@@ -266,6 +318,8 @@ def symbolic_shapes() -> onnx.ModelProto:
     typed_only.type.tensor_type.elem_type = FLOAT
     empty_type = onnx.ValueInfoProto(name="q")
     empty_type.type.tensor_type.SetInParent()
+    nothing = onnx.ValueInfoProto(name="i")
+    nothing.type.SetInParent()
     shape_only = onnx.ValueInfoProto(name="p")
     shape_only.type.tensor_type.shape.dim.add(dim_param="batch")
     graph = helper.make_graph(
@@ -275,31 +329,44 @@ def symbolic_shapes() -> onnx.ModelProto:
             helper.make_node("Neg", ["name_only"], ["n"]),
             helper.make_node("Exp", ["n"], ["q"]),
             helper.make_node("Abs", ["q"], ["p"]),
-            helper.make_node("Neg", ["p"], ["y"]),
+            helper.make_node("Identity", ["p"], ["i"]),
+            helper.make_node("Neg", ["i"], ["y"]),
             helper.make_node("Abs", ["u"], ["z"]),
         ],
         "symbolic",
         [x, info("s", shape=[]), info("u", shape=None)],
         [info("y", shape=["batch", None, None, 4]), info("z", shape=None)],
-        value_info=[info("m", shape=["batch", "d1", None, 4]), onnx.ValueInfoProto(name="name_only"), typed_only]
-        + [empty_type, shape_only],
+        value_info=[
+            info("m", shape=["batch", "d1", None, 4]),
+            onnx.ValueInfoProto(name="name_only"),
+            typed_only,
+        ]
+        + [empty_type, shape_only, nothing],
     )
     return model(graph)
 
 
 def types_and_attributes() -> onnx.ModelProto:
     """Sequences, optionals, sparse types, and an attribute of every kind, empty and non-UTF-8 ones included."""
-    sequence = helper.make_value_info("seq", helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["n"])))
-    optional = helper.make_value_info("opt", helper.make_optional_type_proto(helper.make_tensor_type_proto(INT64, [2])))
+    sequence = helper.make_value_info(
+        "seq", helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["n"]))
+    )
+    optional = helper.make_value_info(
+        "opt", helper.make_optional_type_proto(helper.make_tensor_type_proto(INT64, [2]))
+    )
     nested = helper.make_value_info(
         "nested",
-        helper.make_optional_type_proto(helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, None))),
+        helper.make_optional_type_proto(
+            helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, None))
+        ),
     )
     nested.type.optional_type.elem_type.denotation = "INNER"
     sparse_in = helper.make_value_info("sparse_in", helper.make_sparse_tensor_type_proto(FLOAT, [3, "k"]))
     opaque = onnx.ValueInfoProto(name="opaque")
     opaque.type.denotation = "ONLY A DENOTATION"
-    node = helper.make_node("Everything", ["seq", "", "opt", "nested", "sparse_in", ""], ["y", "", "q"], name="all", domain="c.d")
+    node = helper.make_node(
+        "Everything", ["seq", "", "opt", "nested", "sparse_in", ""], ["y", "", "q"], name="all", domain="c.d"
+    )
 
     def add(name: str, value: Any, kind: int | None = None) -> None:
         node.attribute.append(helper.make_attribute(name, value, attr_type=kind))
@@ -322,14 +389,22 @@ def types_and_attributes() -> onnx.ModelProto:
     add("tensor", numpy_helper.from_array(np.array([1, 2], np.int64), "named_tensor"))
     add("tensors", [weight("a0", 1), weight("", 2)])
     add("no_tensors", [], AttributeProto.TENSORS)
-    body = helper.make_graph([helper.make_node("Identity", ["gi"], ["go"])], "body", [info("gi")], [info("go")])
-    other = helper.make_graph([helper.make_node("Identity", ["hi"], ["ho"])], "other", [info("hi")], [info("ho")])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["gi"], ["go"])], "body", [info("gi")], [info("go")]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["hi"], ["ho"])], "other", [info("hi")], [info("ho")]
+    )
     add("graph", body)
     add("graphs", [other])
     add("type", helper.make_tensor_type_proto(FLOAT, [1, "n"]))
     add("types", [helper.make_tensor_type_proto(FLOAT, None), sequence.type], AttributeProto.TYPE_PROTOS)
     graph = helper.make_graph(
-        [node, helper.make_node("Identity", ["y"], ["z"]), helper.make_node("Look", ["opaque"], ["w"], domain="c.d")],
+        [
+            node,
+            helper.make_node("Identity", ["y"], ["z"]),
+            helper.make_node("Look", ["opaque"], ["w"], domain="c.d"),
+        ],
         "types",
         [sequence, optional, nested, sparse_in, opaque],
         [info("z"), helper.make_value_info("q", sequence.type), info("w")],
@@ -352,7 +427,7 @@ def graph_edges() -> onnx.ModelProto:
         helper.make_node("Dropout", ["a"], ["dropped", "mask"]),
         helper.make_node("Pair", ["a", "", "x"], ["", "second"], domain="never.used"),
         helper.make_node("Identity", ["strings"], ["strings_out"]),
-        helper.make_node("Identity", ["empty"], ["empty_out"], domain="ai.onnx"),
+        helper.make_node("Identity", ["empty"], ["empty_out"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -403,6 +478,17 @@ def inputs_with_defaults() -> onnx.ModelProto:
     return model(graph, opset=7, ir_version=3)
 
 
+def spelled_out_domain() -> onnx.ModelProto:
+    """The default domain by its long name, in the import and in one of two nodes."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["m"], domain="ai.onnx"),
+        helper.make_node("Relu", ["m"], ["y"]),
+    ]
+    proto = model(helper.make_graph(nodes, "spelled", [info("x")], [info("y")]))
+    proto.opset_import[0].domain = "ai.onnx"
+    return proto
+
+
 FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "branches": branches,
     "loops": loops,
@@ -417,6 +503,7 @@ FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "graph_edges": graph_edges,
     "devices": devices,
     "inputs_with_defaults": inputs_with_defaults,
+    "spelled_out_domain": spelled_out_domain,
 }
 
 

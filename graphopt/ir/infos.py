@@ -75,7 +75,7 @@ def read_type(proto: onnx.TypeProto, where: str) -> tuple[Type | None, oir.Shape
             where=where,
             hint="Cut the model so that this value lies outside.",
         )
-    return None, None, not proto.denotation
+    return None, None, False
 
 
 def read_shape(proto: onnx.TensorShapeProto, where: str) -> oir.Shape:
