@@ -1,12 +1,31 @@
-"""Structural checks of a model, as a list of small named functions; weights are never read."""
+"""Structural checks of a model, as a list of small named functions; weights are never read.
+
+A file names values by text, so the checks look at a model as its file would be read: an input must resolve,
+through the scopes, to the very value that the node holds. Custom domains are opaque and allowed.
+"""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import onnx_ir as oir
+
+from graphopt.errors import VerifyError
+from graphopt.ir.order import find_call_cycle
+from graphopt.ir.tensors import SparseTensor
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from graphopt.ir.model import Model
+
+_SHOWN = 5
+_MIN_IR_VERSION = 3
+_FUNCTIONS_SINCE_IR = 8
+_OVERLOADS_SINCE_IR = 10
+_DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +33,8 @@ class Problem:
     """One broken rule.
 
     Attributes:
-        check: Name of the check.
-        where: The node, value or graph that it is about.
+        check: Name of the check that found it.
+        where: The node, value, graph or function that it is about.
         message: What is wrong.
     """
 
@@ -23,13 +42,233 @@ class Problem:
     where: str
     message: str
 
-
-def problems(model: Model) -> list[Problem]:
-    """Return everything that is wrong with *model*."""
-    del model
-    return []
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message} [{self.check}]"
 
 
 def verify(model: Model) -> None:
-    """Raise VerifyError where *model* breaks a structural rule."""
-    problems(model)
+    """Raise where *model* breaks a structural rule; O(nodes).
+
+    Raises:
+        VerifyError: It does; the message lists up to five problems.
+    """
+    found = list(itertools.islice(_problems(model), _SHOWN + 1))
+    if not found:
+        return
+    listed = "; ".join(str(problem) for problem in found[:_SHOWN])
+    more = "; and more" if len(found) > _SHOWN else ""
+    name = str(model.source.path) if model.source is not None else "the model"
+    raise VerifyError(f"the model is not well formed: {listed}{more}", where=name)
+
+
+def problems(model: Model) -> list[Problem]:
+    """Return everything that is wrong with *model*, in the order of :data:`CHECKS`."""
+    return list(_problems(model))
+
+
+def _problems(model: Model) -> Iterator[Problem]:
+    for check in CHECKS:
+        for where, message in check(model):
+            yield Problem(check.__name__, where, message)
+
+
+Finding = tuple[str, str]
+"""Where, and what is wrong."""
+
+
+def node_label(node: oir.Node) -> str:
+    """Return how errors call *node*: by name, or by type and first output where it has none."""
+    if node.name:
+        return f"node {node.name!r} ({node.op_type})"
+    first = next((value.name for value in node.outputs if value.name), "")
+    return f"the {node.op_type} node that makes {first!r}"
+
+
+def _bodies(model: Model) -> Iterator[tuple[str, oir.Graph]]:
+    yield "the main graph", model.graph
+    for function in model.functions.values():
+        yield f"function {function.domain}::{function.name}", function.graph
+
+
+# The checks
+
+
+def versions_are_declared(model: Model) -> Iterator[Finding]:
+    """The IR version is known and new enough for what the model has; operator sets have positive versions."""
+    version = model.ir_version
+    if version < _MIN_IR_VERSION:
+        yield "the model", f"its IR version is {version}; expected {_MIN_IR_VERSION} or later"
+    if model.functions and version < _FUNCTIONS_SINCE_IR:
+        yield "the model", f"it has functions, which need IR version {_FUNCTIONS_SINCE_IR}; it has {version}"
+    for (domain, name, overload), function in model.functions.items():
+        if overload and version < _OVERLOADS_SINCE_IR:
+            yield f"function {domain}::{name}", f"an overload needs IR version {_OVERLOADS_SINCE_IR}"
+        if function.identifier() != (domain, name, overload):
+            yield f"function {domain}::{name}", f"it calls itself {function.identifier()}"
+    for label, graph in _bodies(model):
+        for domain, number in graph.opset_imports.items():
+            if number < 1:
+                yield label, f"it imports version {number} of operator set {domain or 'ai.onnx'!r}"
+
+
+def domains_are_imported(model: Model) -> Iterator[Finding]:
+    """Every node's domain is an operator set that the model, or its function, imports."""
+    for label, body in _bodies(model):
+        imported = set(body.opset_imports)
+        if imported.intersection(_DEFAULT_DOMAINS):
+            imported.update(_DEFAULT_DOMAINS)
+        for node in body.all_nodes():
+            if node.domain not in imported:
+                yield node_label(node), f"{label} imports no operator set {node.domain or 'ai.onnx'!r}"
+
+
+def names_resolve(model: Model) -> Iterator[Finding]:
+    """Each name is given once, and each use comes after the definition and finds the value that is meant."""
+    for label, graph in _bodies(model):
+        yield from _scope(graph, [], label)
+
+
+def _scope(graph: oir.Graph, outer: list[dict[str, oir.Value]], label: str) -> Iterator[Finding]:
+    scope: dict[str, oir.Value] = {}
+    scopes = [*outer, scope]
+    for value in graph.inputs:
+        if not value.name:
+            yield label, "it has an input without a name"
+        elif value.name in scope:
+            yield label, f"two inputs have the name {value.name!r}"
+        scope[value.name or ""] = value
+    for name, value in graph.initializers.items():
+        if value.name != name:
+            yield label, f"the initializer {name!r} is called {value.name!r}"
+        if scope.setdefault(name, value) is not value:
+            yield label, f"an input and an initializer have the name {name!r} but are two values"
+    for node in graph:
+        if node.graph is not graph:
+            yield node_label(node), f"it stands in {label} but belongs to another graph"
+        for value in node.inputs:
+            if value is None or scope.get(value.name or "") is value:
+                continue
+            found = next((s[value.name] for s in reversed(outer) if value.name in s), None)
+            if value.name in scope or found is not value:
+                yield node_label(node), _unresolved(value, known=value.name in scope or found is not None)
+        for attribute in node.attributes.values():
+            if attribute.type is oir.AttributeType.GRAPH and not attribute.is_ref():
+                yield from _scope(attribute.value, scopes, f"{attribute.name} of {node_label(node)}")
+            elif attribute.type is oir.AttributeType.GRAPHS and not attribute.is_ref():
+                for inner in attribute.value:
+                    yield from _scope(inner, scopes, f"{attribute.name} of {node_label(node)}")
+        for value in node.outputs:
+            name = value.name or ""
+            if not name:
+                if value.uses() or value.is_graph_output():
+                    yield node_label(node), f"its output {value.index()} is used but has no name"
+            elif any(name in s for s in scopes):
+                yield node_label(node), f"its output {name!r} has the name of another value"
+            scope[name] = value
+    for value in graph.outputs:
+        if scope.get(value.name or "") is not value:
+            yield label, f"nothing in it produces its output {value.name!r}"
+
+
+def _unresolved(value: oir.Value, *, known: bool) -> str:
+    if known:
+        return f"its input {value.name!r} has the name of another value"
+    producer = value.producer()
+    if producer is None:
+        return f"nothing produces its input {value.name!r}"
+    if producer.graph is None:
+        return f"its input {value.name!r} is made by {node_label(producer)}, which is in no graph any more"
+    return f"its input {value.name!r} is made by {node_label(producer)}, which does not come before it"
+
+
+def initializers_hold_tensors(model: Model) -> Iterator[Finding]:
+    """Every initializer has a tensor of its declared type and shape; functions have none."""
+    for label, body in _bodies(model):
+        if body is not model.graph and body.initializers:
+            yield label, "it has initializers, which functions cannot hold"
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            where = f"initializer {name!r}"
+            if tensor is None:
+                yield where, "it has no tensor"
+                continue
+            if value.dtype is not None and value.dtype != tensor.dtype:
+                yield where, f"it is declared as {value.dtype.name}, its tensor is {tensor.dtype.name}"
+            if value.shape is not None and not _fits(value.shape, tensor.shape.numpy()):
+                yield where, f"it is declared with shape {value.shape}, its tensor has {list(tensor.shape.numpy())}"
+
+
+def _fits(declared: oir.Shape, dims: tuple[int, ...]) -> bool:
+    return len(declared) == len(dims) and all(
+        not isinstance(want, int) or want == got for want, got in zip(declared.dims, dims, strict=True)
+    )
+
+
+def attributes_are_complete(model: Model) -> Iterator[Finding]:
+    """Attributes have their own name, a type and a value; references name an attribute of their function."""
+    for node in model.graph.all_nodes():
+        if node.attributes:
+            yield from _attributes(node, frozenset())
+    for function in model.functions.values():
+        declared = frozenset(function.attributes)
+        for node in function.all_nodes():
+            if node.attributes:
+                yield from _attributes(node, declared)
+
+
+def _attributes(node: oir.Node, declared: frozenset[str]) -> Iterator[Finding]:
+    for name, attribute in node.attributes.items():
+        if attribute.name != name:
+            yield node_label(node), f"the attribute {name!r} calls itself {attribute.name!r}"
+        if attribute.is_ref():
+            if attribute.ref_attr_name not in declared:
+                yield (
+                    node_label(node),
+                    f"its attribute {name!r} refers to {attribute.ref_attr_name!r}, which no function around it has",
+                )
+        elif attribute.type is oir.AttributeType.UNDEFINED or attribute.value is None:
+            yield node_label(node), f"its attribute {name!r} has no type or no value"
+        elif attribute.type is oir.AttributeType.TENSOR and isinstance(attribute.value, SparseTensor):
+            yield node_label(node), f"its attribute {name!r} is a sparse tensor where a dense one is declared"
+
+
+def functions_do_not_recur(model: Model) -> Iterator[Finding]:
+    """No function calls itself, directly or through others."""
+    if not model.functions:
+        return
+    cycle = find_call_cycle(model.functions)
+    if cycle:
+        path = " -> ".join(f"{domain}::{name}" for domain, name, _ in cycle)
+        yield f"function {cycle[0][0]}::{cycle[0][1]}", f"it calls itself ({path})"
+
+
+def shapes_are_possible(model: Model) -> Iterator[Finding]:
+    """No dim of any value is negative."""
+    for graph in model.graphs():
+        for value in itertools.chain(graph.inputs, *(node.outputs for node in graph)):
+            shape = value.shape
+            if shape is not None:
+                for dim in shape.dims:
+                    if isinstance(dim, int) and dim < 0:
+                        yield f"value {value.name!r}", f"its shape {shape} has a negative dim"
+
+
+def nodes_have_operators(model: Model) -> Iterator[Finding]:
+    """Every node says which operator it is."""
+    for node in model.nodes():
+        if not node.op_type:
+            yield node_label(node), "it has no op_type"
+
+
+CHECKS: tuple[Callable[[Model], Iterator[Finding]], ...] = (
+    versions_are_declared,
+    domains_are_imported,
+    names_resolve,
+    initializers_hold_tensors,
+    attributes_are_complete,
+    functions_do_not_recur,
+    shapes_are_possible,
+    nodes_have_operators,
+)
+"""All checks, in the order in which problems are reported."""
