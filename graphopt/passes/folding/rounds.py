@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.api import Report
 from graphopt.errors import PassFailed
-from graphopt.ir import rewrite, semantics, tensors
+from graphopt.ir import rewrite, tensors
 from graphopt.ir.collector import collector_paused
+from graphopt.ir.dead import remove_unread
 from graphopt.ir.shapes import Shapes, infer_shapes
 from graphopt.passes.folding.branches import inline_constant_branches
 from graphopt.passes.folding.cut import Cut, balance_bytes, choose
@@ -17,8 +18,6 @@ from graphopt.passes.folding.sweep import Sweep
 from graphopt.passes.folding.targets import simplify_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import numpy.typing as npt
     import onnx_ir as oir
 
@@ -48,7 +47,7 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
         for _ in range(_MAX_ROUNDS):
             inlined = inline_constant_branches(model) if inline_branches else []
             counts["branches_inlined"] += len(inlined)
-            _remove_dead(inlined, counts)
+            counts["nodes_removed"] += remove_unread(inlined)
             if inlined:
                 context.invalidate()
             sweep = Sweep(model, lambda: _shapes(model, context))
@@ -59,7 +58,7 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
             _store(model, sweep, cut, counts)
             simplified = simplify_targets(model, sweep.shapes()) if sweep.derived else []
             counts["targets_simplified"] += len(simplified)
-            _remove_dead(simplified, counts)
+            counts["nodes_removed"] += remove_unread(simplified)
             skipped = sweep.skipped | cut.skipped
             if cut.removed or simplified:
                 context.invalidate()
@@ -169,7 +168,7 @@ def _store(model: Model, sweep: Sweep, cut: Cut, counts: Counter[str]) -> None:
     rewrite.remove_nodes(cut.removed)
     counts["folded"] += len(cut.stored)
     counts["nodes_removed"] += len(cut.removed)
-    _remove_dead(left, counts)
+    counts["nodes_removed"] += remove_unread(left)
 
 
 def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Array) -> None:
@@ -185,34 +184,6 @@ def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Arra
         new.meta[_QUANTIZATION_KEY] = old.meta[_QUANTIZATION_KEY]
     for user, index in tuple(old.uses()):
         user.replace_input_with(index, new)
-
-
-def _remove_dead(values: Iterable[oir.Value], counts: Counter[str]) -> None:
-    """Remove what only served *values* that nothing reads any more; what was dead before stays.
-
-    A file grows by a folded result, so what the result replaces has to go in the same step.
-    """
-    stack = list(values)
-    while stack:
-        value = stack.pop()
-        if not rewrite.is_unused(value) or value.is_graph_input():
-            continue
-        if value.is_initializer():
-            graph = value.graph
-            assert graph is not None
-            if graph.initializers.get(value.name or "") is value:
-                del graph.initializers[value.name or ""]
-            continue
-        node = value.producer()
-        if node is None or node.graph is None or not all(rewrite.is_unused(one) for one in node.outputs):
-            continue
-        if not semantics.is_pure(node):
-            continue
-        stack.extend(one for one in node.inputs if one is not None)
-        stack.extend(rewrite.captured_values(node) if node.attributes else ())
-        rewrite.remove_node(node)
-        if node.op_type != "Constant":
-            counts["nodes_removed"] += 1
 
 
 def _where(node: oir.Node) -> str:

@@ -1,0 +1,45 @@
+"""Remove what an edit has left without a reader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphopt.ir import rewrite, semantics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import onnx_ir as oir
+
+
+def remove_unread(values: Iterable[oir.Value | None]) -> int:
+    """Remove the constants and nodes that only served *values*, upwards; return how many nodes went.
+
+    A pass that replaces constants must take the old ones away in the same step, or the file holds both until
+    eliminate-dead runs. What nothing read before stays. Constant nodes are not counted.
+
+    Args:
+        values: What the edit stopped reading; those that something still reads are left alone.
+    """
+    removed = 0
+    stack = [value for value in values if value is not None]
+    while stack:
+        value = stack.pop()
+        if not rewrite.is_unused(value) or value.is_graph_input():
+            continue
+        if value.is_initializer():
+            graph = value.graph
+            name = value.name or ""
+            if graph is not None and graph.initializers.get(name) is value:
+                del graph.initializers[name]
+            continue
+        node = value.producer()
+        if node is None or node.graph is None or not all(rewrite.is_unused(one) for one in node.outputs):
+            continue
+        if not semantics.is_pure(node):
+            continue
+        stack.extend(one for one in node.inputs if one is not None)
+        stack.extend(rewrite.captured_values(node) if node.attributes else ())
+        rewrite.remove_node(node)
+        removed += node.op_type != "Constant"
+    return removed
