@@ -335,7 +335,7 @@ def _random_tensor(spec: InputSpec, rng: np.random.Generator) -> Tensor:
         words.reshape(-1)[:] = ["".join(rng.choice(letters, 5)) for _ in range(words.size)]
         return words
     if element.name == "bool":
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if element.is_integer:
         return np.asarray(_random_integers(spec, element, shape, rng)).astype(element.numpy())
     if element.is_float:
