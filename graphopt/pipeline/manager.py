@@ -338,7 +338,6 @@ class _Run:
             self.result.error = error
         if self.on_error == "rollback":
             record.status = "rolled_back"
-            self.result.warnings.append(f"rolled back: {error}")
         if self.snapshot is not None:
             self.model, self.snapshot = self.snapshot, None
             self.context.invalidate()
@@ -348,6 +347,8 @@ class _Run:
             before = None
         if first and self.reproducer is not None:
             self.leave_reproducer(planned, error, before)
+        if self.on_error == "rollback":
+            self.result.warnings.append(f"rolled back: {error}")
 
     def leave_reproducer(self, planned: PlannedStep, error: GraphoptError, before: Model | None) -> None:
         from graphopt.pipeline.reproducer import write_reproducer

@@ -224,3 +224,24 @@ def plan_of(text: str, of: Registry, opset: int | None = OPSET) -> Plan:
     from graphopt.pipeline.text import parse
 
     return make_plan(parse(text), of, opset)
+
+
+LOCAL_PLUGIN = """\
+from graphopt.hookspecs import hookimpl
+from tests.pipeline import kit
+
+
+@hookimpl
+def graphopt_register_passes():
+    return {each.info.name: each for each in kit.PASSES}
+
+
+@hookimpl
+def graphopt_register_gates():
+    return {kit.NodeLimit.name: kit.NodeLimit}
+
+
+@hookimpl
+def graphopt_register_analyses():
+    return {"nodes": kit.count_nodes}
+"""
