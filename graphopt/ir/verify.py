@@ -111,15 +111,22 @@ def versions_are_declared(model: Model) -> Iterator[Finding]:
                 yield label, f"it imports version {number} of operator set {domain or 'ai.onnx'!r}"
 
 
-def domains_are_imported(model: Model) -> Iterator[Finding]:
-    """Every node's domain is an operator set that the model, or its function, imports."""
-    for label, body in _bodies(model):
-        imported = set(body.opset_imports)
-        if imported.intersection(_DEFAULT_DOMAINS):
-            imported.update(_DEFAULT_DOMAINS)
-        for node in body.all_nodes():
+def operators_are_known(model: Model) -> Iterator[Finding]:
+    """Every node says which operator it is, of an operator set that the model, or its function, imports."""
+    imported: set[str] = set()
+    label = "the model"
+    bodies = {graph: name for name, graph in _bodies(model)}
+    for graph in model.graphs():
+        if graph in bodies:
+            label = bodies[graph]
+            imported = set(graph.opset_imports)
+            if imported.intersection(_DEFAULT_DOMAINS):
+                imported.update(_DEFAULT_DOMAINS)
+        for node in graph:
             if node.domain not in imported:
                 yield node_label(node), f"{label} imports no operator set {node.domain or 'ai.onnx'!r}"
+            if not node.op_type:
+                yield node_label(node), "it has no op_type"
 
 
 def names_resolve(model: Model) -> Iterator[Finding]:
@@ -207,12 +214,12 @@ def _fits(declared: oir.Shape, dims: tuple[int, ...]) -> bool:
 
 def attributes_are_complete(model: Model) -> Iterator[Finding]:
     """Attributes have their own name, a type and a value; references name an attribute of their function."""
-    for node in model.graph.all_nodes():
-        if node.attributes:
-            yield from _attributes(node, frozenset())
-    for function in model.functions.values():
-        declared = frozenset(function.attributes)
-        for node in function.all_nodes():
+    declared: frozenset[str] = frozenset()
+    functions = {function.graph: function for function in model.functions.values()}
+    for graph in model.graphs():
+        if graph in functions:
+            declared = frozenset(functions[graph].attributes)
+        for node in graph:
             if node.attributes:
                 yield from _attributes(node, declared)
 
@@ -246,29 +253,27 @@ def functions_do_not_recur(model: Model) -> Iterator[Finding]:
 def shapes_are_possible(model: Model) -> Iterator[Finding]:
     """No dim of any value is negative."""
     for graph in model.graphs():
-        for value in itertools.chain(graph.inputs, *(node.outputs for node in graph)):
-            shape = value.shape
-            if shape is not None:
-                for dim in shape.dims:
-                    if isinstance(dim, int) and dim < 0:
-                        yield f"value {value.name!r}", f"its shape {shape} has a negative dim"
+        for value in graph.inputs:
+            yield from _dims(value)
+        for node in graph:
+            for value in node.outputs:
+                if value.shape is not None:
+                    yield from _dims(value)
 
 
-def nodes_have_operators(model: Model) -> Iterator[Finding]:
-    """Every node says which operator it is."""
-    for node in model.nodes():
-        if not node.op_type:
-            yield node_label(node), "it has no op_type"
+def _dims(value: oir.Value) -> Iterator[Finding]:
+    for dim in value.shape.dims if value.shape is not None else ():
+        if isinstance(dim, int) and dim < 0:
+            yield f"value {value.name!r}", f"its shape {value.shape} has a negative dim"
 
 
 CHECKS: tuple[Callable[[Model], Iterator[Finding]], ...] = (
     versions_are_declared,
-    domains_are_imported,
+    operators_are_known,
     names_resolve,
     initializers_hold_tensors,
     attributes_are_complete,
     functions_do_not_recur,
     shapes_are_possible,
-    nodes_have_operators,
 )
 """All checks, in the order in which problems are reported."""
