@@ -408,3 +408,11 @@ def test_a_unary_model_from_end_to_end() -> None:
     proto = unary("Identity")
     feed = random_feeds(lower(proto), 1)[0]
     np.testing.assert_array_equal(open_session(proto.SerializeToString()).run(feed)["y"], feed["x"])
+
+
+def test_several_axes_differ() -> None:
+    proto = model(
+        [helper.make_node("ReduceSum", ["w", "i"], ["y"])], [("i", INT64, [2])], [("y", FLOAT, None)], TABLE
+    )
+    feed = random_feeds(lower(proto), 1)[0]
+    np.testing.assert_array_equal(open_session(proto.SerializeToString()).run(feed)["y"], np.zeros((1, 1)))
