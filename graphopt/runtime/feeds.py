@@ -358,6 +358,8 @@ def _random_integers(
     hint = spec.hint
     if hint is not None and hint.meaning == "choice" and np.prod(shape, dtype=np.int64) != 1:
         hint = None  # many values compared with one constant are data, not a switch
+    if hint is not None and hint.meaning == "axis":
+        return np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)  # several axes must differ
     if hint is not None:
         low, high = max(hint.low, lowest), min(hint.high - 1, highest)
         values = rng.integers(low, max(low, high), size=shape, endpoint=True)

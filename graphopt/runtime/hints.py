@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from graphopt.ir import Model
 
-Meaning = Literal["index", "choice", "mask", "count", "axis"]
+Meaning = Literal["index", "choice", "mask", "count", "axis", "offset"]
 
 _SMALL_BYTES = 64  # constants that an input is compared with or shifted by
 _MOST_STEPS = 2000  # uses looked at per input; a hint is not worth walking a whole graph
@@ -45,8 +45,10 @@ _MOVES: dict[str, tuple[int, ...] | None] = {
     "Unsqueeze": (0,),
     "Where": (1, 2),
 }
-# Inputs that index an axis of input 0; the attribute that names the axis, None where any axis may be meant.
-_INDEXES = {
+# Inputs that index an axis of input 0: the attribute that names it, its number, None where any may be meant.
+_INDEXES: dict[tuple[str, str, int], str | int | None] = {
+    ("", "NegativeLogLikelihoodLoss", 1): 1,
+    ("", "SoftmaxCrossEntropyLoss", 1): 1,
     ("", "Gather", 1): "axis",
     ("", "GatherElements", 1): "axis",
     ("", "ScatterElements", 1): "axis",
@@ -80,15 +82,8 @@ _COUNTS = {
     ("Tile", 1),
     ("TopK", 1),
 }
-_AXES = {
-    ("CumSum", 1),
-    ("Pad", 1),
-    ("Slice", 1),
-    ("Slice", 3),
-    ("Squeeze", 1),
-    ("Trilu", 1),
-    ("Unsqueeze", 1),
-}
+_AXES = {("CumSum", 1), ("Slice", 3), ("Squeeze", 1), ("Unsqueeze", 1)}
+_OFFSETS = {("Pad", 1), ("Slice", 1), ("Trilu", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +92,7 @@ class IntegerHint:
 
     Attributes:
         meaning: "index" into an axis, "choice" among constants that the graph compares with, "mask",
-            "count" (a size or a number of repetitions), or "axis" (also paddings and offsets).
+            "count" (a size or a number of repetitions), "axis", or "offset" (a padding or a start).
         low: Lowest safe value.
         high: One more than the highest safe value.
     """
@@ -130,7 +125,7 @@ def integer_hint(model: Model, value: oir.Value) -> IntegerHint | None:
     return hint
 
 
-_RANK: dict[Meaning, int] = {"index": 0, "count": 1, "axis": 2, "choice": 3, "mask": 4}
+_RANK: dict[Meaning, int] = {"index": 0, "count": 1, "axis": 2, "offset": 3, "choice": 4, "mask": 5}
 
 
 def _findings(model: Model, start: oir.Value) -> Iterator[tuple[int, IntegerHint]]:
@@ -168,6 +163,8 @@ def _meaning(node: oir.Node, index: int, visit: _Visit) -> IntegerHint | None:
         return IntegerHint("count", 1, 2)
     if key[1:] in _AXES or (node.op_type.startswith("Reduce") and index == 1):
         return IntegerHint("axis", 0, 1)
+    if key[1:] in _OFFSETS:
+        return IntegerHint("offset", 0, 1)
     if node.op_type == "Equal" and (constant := _constant(node.inputs[1 - index])) is not None:
         return IntegerHint("choice", constant - visit.offset, constant - visit.offset + 1)
     if _reads_a_mask(node, index):
@@ -189,13 +186,17 @@ def _index(sizes: Iterable[int | None], offset: int) -> IntegerHint | None:
     return IntegerHint("index", -offset, max(limit, 1) - offset)
 
 
-def _axis_sizes(node: oir.Node, attribute: str | None) -> list[int | None]:
+def _axis_sizes(node: oir.Node, axis: str | int | None) -> list[int | None]:
     sizes = _sizes(node.inputs[0])
-    if attribute is None or not sizes:
+    if axis is None or not sizes:
         return sizes
-    axis = node.attributes.get(attribute)
-    position = 0 if axis is None or axis.ref_attr_name else axis.as_int()
+    position = axis if isinstance(axis, int) else _integer(node, axis)
     return [sizes[position]] if -len(sizes) <= position < len(sizes) else [None]
+
+
+def _integer(node: oir.Node, name: str) -> int:
+    attribute = node.attributes.get(name)
+    return 0 if attribute is None or attribute.ref_attr_name else attribute.as_int()
 
 
 def _sizes(value: oir.Value | None) -> list[int | None]:
