@@ -140,7 +140,7 @@ _DEFAULTS: dict[
     "LSTM": ((5, 7, _all_zero), (6, 7, _all_zero), (7, 7, _all_zero)),
     "Pad": ((2, 11, _constant_mode),),
     "RNN": ((5, 7, _all_zero),),
-    "Resize": ((1, 11, _unused_region),),
+    "Resize": ((1, 13, _unused_region),),
     "Slice": ((4, 10, _all_one), (3, 10, _slice_axes)),
     "Trilu": ((1, 14, _all_zero),),
 }
