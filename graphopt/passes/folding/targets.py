@@ -87,32 +87,30 @@ def _reshape(model: Model, node: oir.Node, shapes: Shapes) -> oir.Value | None:
 def reshape_target(wanted: Dims, have: Dims | None, *, allow_zero: bool) -> list[int] | None:
     """Return a constant Reshape target that is exactly *wanted*, or None where ONNX cannot say it.
 
-    A symbolic element is 0 (copied) where the input has the same dim at the same place. One other element may
-    be -1 (inferred), but only beside positive numbers: where a dim beside it may be zero, what is left to
-    infer is not determined, and runtimes refuse it.
+    A symbolic element is 0 (copied) where the input has the same dim at the same place; at a size of zero that
+    is what a computed zero means too. A target without such elements may have one -1 (inferred), but only
+    beside positive numbers: where a dim beside it may be zero, what is left to infer is not determined, and
+    runtimes refuse it.
 
     Args:
         wanted: Elements of the target; a number, the name of a dim, or None.
         have: Dims of the input.
         allow_zero: Whether a zero means a dim of size zero instead of a copied one.
     """
-    if -1 in wanted:
-        return None
     text: list[int] = []
-    copied = inferred = 0
+    unknown = 0
     for place, item in enumerate(wanted):
         if isinstance(item, int):
             text.append(item)
         elif isinstance(item, str) and have is not None and place < len(have) and have[place] == item:
             text.append(0)
-            copied += 1
         else:
             text.append(-1)
-            inferred += 1
-    if inferred == 0:
+            unknown += 1
+    if unknown == 0:
         # With copying, a zero cannot also mean a size of zero.
-        return None if allow_zero and 0 in [item for item in wanted if isinstance(item, int)] else text
-    if inferred == 1 and not copied and all(item > 0 for item in text if item != -1):
+        return None if allow_zero and (0 in wanted or -1 in wanted) else text
+    if unknown == 1 and all(item > 0 or place == text.index(-1) for place, item in enumerate(text)):
         return text
     return None
 
