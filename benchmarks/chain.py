@@ -159,17 +159,14 @@ def compare(folder: Path, nodes: int, rounds: int, onnxsim_python: str | None) -
         for tool in tools if turn % 2 == 0 else reversed(tools):
             measured.append(measure(tool, source, count, folder / "out.onnx", onnxsim_python))
     base = median(measured, "onnxruntime")
-    rows = []
-    for tool in tools:
-        own = median(measured, tool)
-        rows.append(
-            {
-                **asdict(own),
-                "cpu_ratio": own.cpu_s / base.cpu_s,
-                "memory_ratio": own.peak_rss_bytes / base.peak_rss_bytes,
-            }
-        )
-    return rows
+    return [
+        {
+            **asdict(own),
+            "cpu_ratio": own.cpu_s / base.cpu_s,
+            "memory_ratio": own.peak_rss_bytes / base.peak_rss_bytes,
+        }
+        for own in (median(measured, tool) for tool in tools)
+    ]
 
 
 def growth(folder: Path, sizes: list[int], rounds: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from graphopt.api import Pass, PassInfo, PassOptions, Report
+from graphopt.ir.collector import collector_paused
 from graphopt.passes.cleanup.sharing import Sharing
 
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ class Deduplicate(Pass):
         """Merge initializers first, so that nodes that read equal ones are seen to be equal."""
         del context
         sharing = Sharing(model, options.min_bytes)
-        if options.initializers:
-            sharing.initializers()
-        if options.expressions:
-            sharing.expressions()
+        # One key a node, all alive until the end: nothing for the collector to find.
+        with collector_paused():
+            if options.initializers:
+                sharing.initializers()
+            if options.expressions:
+                sharing.expressions()
         counts = {key: count for key, count in sorted(sharing.counts.items()) if count}
         return Report(changed=bool(counts), counts=counts, skipped=sharing.skips)

@@ -108,9 +108,9 @@ def _needed(node: oir.Node, *removed: Container[oir.Node]) -> list[oir.Value]:
 
 
 def _is_read(value: oir.Value, *removed: Container[oir.Node]) -> bool:
-    return value.is_graph_output() or any(
-        not any(user in nodes for nodes in removed) for user in value.consumers()
-    )
+    # The first reader nearly always decides; consumers() would list them all each time (benchmarks/chain.py).
+    uses = value._uses  # noqa: SLF001 - uses() copies, and a constant may have a reader per node of the graph
+    return value.is_graph_output() or any(not any(use.node in nodes for nodes in removed) for use in uses)
 
 
 def _cost(sweep: Sweep, values: list[oir.Value]) -> int | None:
