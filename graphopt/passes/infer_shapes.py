@@ -9,6 +9,7 @@ import onnx_ir as oir
 from pydantic import Field
 
 from graphopt.api import Pass, PassInfo, PassOptions, Report
+from graphopt.ir.inference.walk import describe
 from graphopt.ir.shapes import infer_shapes
 
 if TYPE_CHECKING:
@@ -148,16 +149,16 @@ class _Writer:
     def _note_unknown(self, value: oir.Value, node: oir.Node, what: str) -> None:
         self.counts[f"{what}s_unknown"] += 1
         # Only where the trail ends: what follows is unknown because this is.
-        if any(self.shapes.type(source) is None for source in node.inputs if source is not None):
+        sources = [self.shapes.type(source) for source in node.inputs if source is not None]
+        if None in sources:
             return
-        if what == "shape" and any(
-            isinstance(self.shapes.type(source), oir.TensorType) and self.shapes.shape(source) is None
-            for source in node.inputs
-        ):
+        tensors = [source for source in node.inputs if isinstance(self.shapes.type(source), oir.TensorType)]
+        if what == "shape" and any(self.shapes.shape(source) is None for source in tensors):
             return
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        name = f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} of {node.outputs[0].name!r}"
-        reason = self._errors.get(name) or f"{what} not known: {operator} depends on data or has no rule"
+        reason = (
+            self._errors.get(describe(node)) or f"{what} not known: {operator} depends on data or has no rule"
+        )
         self.skipped.append((f"value {value.name!r}", reason))
 
 

@@ -1,0 +1,1 @@
+"""What upgrade-opset knows about the versions of operators."""
