@@ -260,7 +260,7 @@ class _Part:
     def check(self) -> None:
         """Compare kind, dtype, rank and dims of one sample with the spec."""
         spec, array = self.spec, self.array
-        if spec.kind == "sequence":
+        if spec.is_sequence:
             raise DataError(
                 f"the input is a {spec}, which one array cannot hold",
                 where=array.where,
@@ -338,18 +338,20 @@ class _Folder:
         feed: Feed = {}
         known: set[str] = set()
         for spec in self._specs:
-            if spec.kind == "sequence":
+            if spec.is_sequence:
                 names = sorted(
                     (name for name in arrays if _item_of(spec, name)), key=lambda name: _number(Path(name))
                 )
-                if not names and spec.has_default:
+                if not names and (spec.has_default or spec.is_optional):
+                    if spec.is_optional:
+                        feed[spec.name] = None
                     continue
                 feed[spec.name] = [_whole(arrays[name], spec) for name in names]
                 known.update(names)
             elif spec.name in arrays:
                 feed[spec.name] = _whole(arrays[spec.name], spec)
                 known.add(spec.name)
-            elif spec.kind == "optional":
+            elif spec.is_optional:
                 feed[spec.name] = None
         given = [*feed, *(name for name in arrays if name not in known)]
         _check_names(given, self._specs, str(file))
@@ -409,11 +411,13 @@ def _read_proto(file: Path, spec: InputSpec) -> Value:
 
     try:
         raw = file.read_bytes()
-        if spec.kind == "sequence":
-            return [array(item) for item in onnx.SequenceProto.FromString(raw).tensor_values]
-        if spec.kind == "optional":
+        if spec.is_optional:
             optional = onnx.OptionalProto.FromString(raw)
+            if optional.HasField("sequence_value"):
+                return [array(item) for item in optional.sequence_value.tensor_values]
             return array(optional.tensor_value) if optional.HasField("tensor_value") else None
+        if spec.is_sequence:
+            return [array(item) for item in onnx.SequenceProto.FromString(raw).tensor_values]
         return array(onnx.TensorProto.FromString(raw))
     except (DecodeError, OSError, ValueError, TypeError) as error:
         raise DataError(f"the file is not a serialized {spec} ({error})", where=str(file)) from error

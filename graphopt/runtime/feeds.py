@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
     from graphopt.runtime.session import Tensor, Value
 
-Kind = Literal["tensor", "sequence", "optional"]
+Kind = Literal["tensor", "sequence", "optional", "optional sequence"]
 Dim = int | str | None
 Feed = dict[str, "Value"]
 
@@ -43,7 +43,7 @@ class InputSpec:
         shape: Sizes, symbols (also expressions such as "seq*2"), None for a free dim without a name; None
             for an unknown rank. Of a sequence or optional: that of its elements.
         has_default: Whether the model brings a value of its own, so that no feed is needed.
-        kind: "tensor", or a "sequence" or "optional" of tensors.
+        kind: "tensor", or a "sequence", "optional" or "optional sequence" of tensors.
         hint: What its integers mean, where the graph tells.
     """
 
@@ -53,6 +53,16 @@ class InputSpec:
     has_default: bool = False
     kind: Kind = "tensor"
     hint: IntegerHint | None = None
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether a feed is a list of tensors."""
+        return self.kind in {"sequence", "optional sequence"}
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether a feed may be None."""
+        return self.kind in {"optional", "optional sequence"}
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ",".join("?" if dim is None else str(dim) for dim in self.shape)
@@ -86,15 +96,17 @@ def output_specs(model: Model) -> tuple[InputSpec, ...]:
 
 
 def _spec(value: oir.Value, what: str) -> InputSpec:
-    name, kind, kind_type = value.name or "", "tensor", value.type
+    name, kind_type = value.name or "", value.type
+    optional = isinstance(kind_type, oir.OptionalType)
+    if isinstance(kind_type, oir.OptionalType):
+        kind_type = kind_type.elem_type
+    sequence = isinstance(kind_type, oir.SequenceType)
     if isinstance(kind_type, oir.SequenceType):
-        kind, kind_type = "sequence", kind_type.elem_type
-    elif isinstance(kind_type, oir.OptionalType):
-        kind, kind_type = "optional", kind_type.elem_type
+        kind_type = kind_type.elem_type
     if not isinstance(kind_type, oir.TensorType):
         raise DataError(
             f"{what} {name!r} is of a type that graphopt cannot feed or compare ({value.type})",
-            hint="Tensors, sequences of tensors and optional tensors can be",
+            hint="Tensors, sequences of tensors and optional ones of both can be",
         )
     shape: tuple[Dim, ...] | None = None
     if value.shape is not None:
@@ -104,8 +116,16 @@ def _spec(value: oir.Value, what: str) -> InputSpec:
         dtypes.by_number(int(kind_type.dtype)).name,
         shape,
         has_default=value.is_initializer(),
-        kind="sequence" if kind == "sequence" else "optional" if kind == "optional" else "tensor",
+        kind=_KINDS[optional, sequence],
     )
+
+
+_KINDS: dict[tuple[bool, bool], Kind] = {
+    (False, False): "tensor",
+    (False, True): "sequence",
+    (True, False): "optional",
+    (True, True): "optional sequence",
+}
 
 
 def bind_dims(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> tuple[InputSpec, ...]:
@@ -321,7 +341,7 @@ def _stream(name: str) -> int:
 
 
 def _random(spec: InputSpec, rng: np.random.Generator) -> Value:
-    if spec.kind == "sequence":
+    if spec.is_sequence:
         return [_random_tensor(spec, rng) for _ in range(_SEQUENCE_LENGTH)]
     return _random_tensor(spec, rng)
 
@@ -373,9 +393,9 @@ def _random_integers(
 
 def _check_value(value: Value, spec: InputSpec, where: str, *, finite: bool) -> None:
     place = f"{where}, input {spec.name!r}" if where else f"input {spec.name!r}"
-    if spec.kind == "optional" and value is None:
+    if spec.is_optional and value is None:
         return
-    if spec.kind == "sequence":
+    if spec.is_sequence:
         if not isinstance(value, list):
             raise DataError(f"expected a {spec}, got one array", where=place)
         items: list[Any] = value

@@ -121,6 +121,8 @@ class Session:
     ) -> None:
         import onnxruntime as ort
 
+        # Some kernels warn through the logger of the whole process, which no session option reaches.
+        ort.set_default_logger_severity(_FATAL)
         self.where = where
         self.provider = provider
         self._ort = ort

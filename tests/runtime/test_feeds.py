@@ -18,6 +18,7 @@ from graphopt.errors import DataError, OptionError
 from graphopt.ir.lower import load, lower
 from graphopt.runtime import dtypes
 from graphopt.runtime.feeds import (
+    Feed,
     InputSpec,
     bind_dims,
     check_dims,
@@ -53,9 +54,10 @@ def hint_of(
 
 def test_specs_of_every_kind_of_input() -> None:
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.INT64, ["n"])
-    optional = helper.make_value_info(
-        "o", helper.make_optional_type_proto(helper.make_tensor_type_proto(FLOAT, [2]))
-    )
+    tensor = helper.make_tensor_type_proto(FLOAT, [2])
+    optional = helper.make_value_info("o", helper.make_optional_type_proto(tensor))
+    listed = helper.make_sequence_type_proto(tensor)
+    both = helper.make_value_info("b", helper.make_optional_type_proto(listed))
     proto = model(
         [helper.make_node("Mul", ["x", "w"], ["y"])],
         [
@@ -64,16 +66,18 @@ def test_specs_of_every_kind_of_input() -> None:
             ("u", TensorProto.BFLOAT16, None),
             sequence,
             optional,
+            both,
         ],
         [("y", FLOAT, None)],
         {"w": np.ones(1, np.float32)},
     )
-    x, w, u, s, o = input_specs(lower(proto))
+    x, w, u, s, o, b = input_specs(lower(proto))
     assert x == InputSpec("x", "float32", ("n", None, 3))
     assert w.has_default
     assert u == InputSpec("u", "bfloat16", None)
     assert (s.kind, s.dtype, s.shape) == ("sequence", "int64", ("n",))
     assert (o.kind, o.dtype, o.shape) == ("optional", "float32", (2,))
+    assert (b.kind, b.dtype) == ("optional sequence", "float32")
     assert str(x) == "float32[n,?,3]"
     assert str(s) == "sequence of int64[n]"
     assert output_specs(lower(proto)) == (InputSpec("y", "float32", None),)
@@ -416,3 +420,16 @@ def test_several_axes_differ() -> None:
     )
     feed = random_feeds(lower(proto), 1)[0]
     np.testing.assert_array_equal(open_session(proto.SerializeToString()).run(feed)["y"], np.zeros((1, 1)))
+
+
+def test_optional_sequences_run_and_may_be_empty() -> None:
+    listed = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, [2]))
+    declared = helper.make_value_info("o", helper.make_optional_type_proto(listed))
+    nodes = [helper.make_node("OptionalHasElement", ["o"], ["b"])]
+    proto = model(nodes, [declared], [("b", TensorProto.BOOL, [])])
+    specs = input_specs(lower(proto))
+    opened = open_session(proto.SerializeToString())
+    absent: Feed = {"o": None}
+    for feed in [*random_feeds(specs, 1), absent]:
+        check_feeds(feed, specs)
+        assert opened.run(feed)["b"] == np.bool_(feed["o"] is not None)

@@ -1,0 +1,122 @@
+"""The protocol on a clock that the test drives, and on real models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from graphopt.errors import DataError, ProviderError
+from graphopt.runtime import latency
+from graphopt.runtime.latency import Latency, measure_here, measure_latency
+from tests.runtime.models import linear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class Machine:
+    """Runs that cost what they are said to, on a clock that drifts; every run is noted."""
+
+    def __init__(self, costs: dict[str, float], drift: float = 0.0) -> None:
+        self.now = 0.0
+        self.costs = costs
+        self.drift = drift
+        self.ran: list[str] = []
+        self.opened: list[str] = []
+
+    def open(self, path: Path, feeds: object, provider: str) -> Callable[[], object]:
+        name = path.name
+        self.opened.append(name)
+
+        def run() -> None:
+            self.ran.append(name)
+            self.now += self.costs[name] * (1 + self.drift * self.now)
+
+        return run
+
+    def measure(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **more: float) -> Latency:
+        monkeypatch.setattr(latency, "_ready", self.open)
+        monkeypatch.setattr("graphopt.runtime.latency.time.thread_time", lambda: self.now)
+        return measure_here(tmp_path / "a", tmp_path / "b", {}, **more)  # type: ignore[arg-type]  # numbers
+
+
+def test_the_ratio_of_known_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine({"a": 0.010, "b": 0.004})
+    result = machine.measure(monkeypatch, tmp_path)
+    assert result.before_s == pytest.approx(0.010)
+    assert result.after_s == pytest.approx(0.004)
+    assert result.ratio == pytest.approx(0.4)
+    assert result.noise_ratio == pytest.approx(1.0)
+    assert (result.rounds, len(result.ratios), result.full) == (7, 3, True)
+    assert machine.opened == ["a", "b", "a"] * 3  # fresh sessions in each trial, an A/A pair beside them
+
+
+def test_short_inferences_are_repeated_until_a_sample_is_long_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine({"a": 1e-4, "b": 1e-6})
+    result = machine.measure(monkeypatch, tmp_path)
+    assert result.ratio == pytest.approx(0.01)
+    assert machine.ran.count("b") >= 3 * 7 * 5000
+    assert machine.now < 3 * (7 + 4) * 3 * 0.0075
+
+
+def test_a_machine_that_slows_down_steadily_does_not_bend_the_ratio(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine({"a": 0.010, "b": 0.010}, drift=0.2)  # 13 % slower over a trial
+    result = machine.measure(monkeypatch, tmp_path)
+    assert result.ratio == pytest.approx(1.0, abs=0.02)
+    assert result.noise_ratio == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_order_is_reversed_each_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine({"a": 0.010, "b": 0.020})
+    machine.measure(monkeypatch, tmp_path, trials=1, rounds=4)
+    assert "".join(machine.ran[3:]) == "aba" + "aba" + "aba" + "aba"
+    other = Machine({"a": 0.010, "b": 0.020})
+    samples = latency._trial(
+        [lambda: other.ran.append("x"), lambda: other.ran.append("y")], [1, 1], 3, lambda: other.now
+    )
+    assert "".join(other.ran) == "xyyxxy"
+    assert [len(each) for each in samples] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("cost", "trials", "rounds"), [(0.1, 3, 7), (0.4, 2, 7), (0.9, 1, 7), (2.0, 1, 3), (60.0, 1, 3)]
+)
+def test_slow_models_are_cut_down_to_the_budget(
+    cost: float, trials: int, rounds: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = Machine({"a": cost, "b": cost}).measure(monkeypatch, tmp_path)
+    assert (len(result.ratios), result.rounds) == (trials, rounds)
+    assert result.full == (cost == 0.1)
+
+
+def test_real_models_in_a_child(tmp_path: Path) -> None:
+    small, large = linear(tmp_path / "small.onnx", width=64), linear(tmp_path / "large.onnx", width=40_000)
+    feed = {"x": np.ones((1, 8), np.float32)}
+    result = measure_latency(large, small, feed)
+    assert result.ratio < 0.5
+    assert 0.5 < result.noise_ratio < 2
+    assert result.before_s > result.after_s > 0
+
+
+def test_errors_of_the_models_come_through(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx")
+    with pytest.raises(DataError, match="no value for the input 'x'"):
+        measure_latency(path, path, {})
+    with pytest.raises(ProviderError, match="unknown provider"):
+        measure_latency(path, path, {"x": np.ones((1, 8), np.float32)}, provider="gpux")
+
+
+@pytest.mark.slow
+def test_the_noise_floor_of_a_real_net(assets: Path) -> None:
+    path = assets / "models" / "cifar10_resnet20_jpeg.onnx"
+    feed = {"input": np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)}
+    result = measure_latency(path, path, feed)
+    assert result.ratio == pytest.approx(1, abs=0.1)
+    assert result.noise_ratio == pytest.approx(1, abs=0.1)
