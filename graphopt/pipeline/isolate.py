@@ -211,7 +211,9 @@ def _tensors(model: Model) -> Iterator[tuple[oir.TensorProtocol, Callable[[oir.T
     import onnx_ir as oir
 
     def replace_attribute(node: oir.Node, name: str, tensor: oir.TensorProtocol) -> None:
-        node.attributes[name] = oir.AttrTensor(name, tensor)
+        old = node.attributes[name]
+        node.attributes[name] = oir.Attr(name, oir.AttributeType.TENSOR, tensor, doc_string=old.doc_string)
+        node.attributes[name].meta.update(old.meta)
 
     for graph in model.graphs():
         for name in sorted(graph.initializers):
