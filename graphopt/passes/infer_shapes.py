@@ -157,7 +157,7 @@ class _Writer:
             return
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         reason = (
-            self._errors.get(describe(node)) or f"{what} not known: {operator} depends on data or has no rule"
+            self._errors.get(describe(node)) or f"{what} unknown: {operator} depends on data or has no rule"
         )
         self.skipped.append((f"value {value.name!r}", reason))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from graphopt.ir.inference.facts import INT64, MAX_CONTENT, Fact
+from graphopt.ir.inference.facts import BOOL, INT64, MAX_CONTENT, Fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -353,6 +353,37 @@ def slice_positions(size: int, start: int, end: int, step: int) -> range:
     return range(first, last, step)
 
 
+def _like_first(call: Call) -> Sequence[Fact] | None:
+    source = call.at(0)
+    return None if source is None or call.outputs != 1 else [Fact(source.dtype, source.shape)]
+
+
+def _cast_like(call: Call) -> Sequence[Fact] | None:
+    source, like = call.at(0), call.at(1)
+    return None if source is None or like is None else [Fact(like.dtype, source.shape)]
+
+
+def _comparison(call: Call) -> Sequence[Fact] | None:
+    """GreaterOrEqual and LessOrEqual, which have no inference function of their own in version 12."""
+    a, b = call.at(0), call.at(1)
+    if a is None or b is None or a.shape is None or b.shape is None:
+        return [Fact(BOOL)]
+    rank = max(len(a.shape), len(b.shape))
+    left = (1,) * (rank - len(a.shape)) + a.shape
+    right = (1,) * (rank - len(b.shape)) + b.shape
+    return [Fact(BOOL, tuple(call.symbols.broadcast(x, y) for x, y in zip(left, right, strict=True)))]
+
+
+def _reduce(call: Call) -> Sequence[Fact] | None:
+    """A reduction over axes that are not known, keeping its rank; all others are onnx's."""
+    source, axes = call.at(0), call.at(1)
+    if source is None or source.shape is None or axes is None or call.ints(1) is not None:
+        return None
+    if not call.attributes.get("keepdims", 1):
+        return None
+    return [Fact(source.dtype, _fresh(call.symbols, len(source.shape)))]
+
+
 def _non_zero(call: Call) -> Sequence[Fact] | None:
     source = call.at(0)
     data = call.data(0)
@@ -363,64 +394,30 @@ def _non_zero(call: Call) -> Sequence[Fact] | None:
     return [Fact(INT64, (len(source.shape), sum(1 for item in data if item)))]
 
 
-def _window(call: Call) -> tuple[int, ...] | None:
-    """Return the kernel's spatial extent, dilation included, of a convolution or pooling."""
-    kernel = call.attributes.get("kernel_shape")
-    if kernel is None:
-        weight = call.at(1 if call.op_type == "Conv" else 3 if call.op_type == "QLinearConv" else 1)
-        if weight is None or weight.shape is None:
-            return None
-        kernel = weight.shape[2:]
-    if not all(isinstance(size, int) for size in kernel):
-        return None
-    dilations = call.attributes.get("dilations") or (1,) * len(kernel)
-    return tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True))
-
-
-def refine_windows(call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:
-    """Give convolutions and poolings over symbolic dims the same symbol for the same window.
-
-    onnx leaves each such dim unknown, and two branches of a residual block would seem to differ.
-    """
-    source = call.at(0)
-    if call.op_type not in _WINDOWED or source is None or source.shape is None:
-        return facts
-    window, fact = _window(call), facts[0]
-    if window is None or fact.shape is None:
-        return facts
-    if not len(fact.shape) == len(window) + 2 == len(source.shape):
-        return facts
-    auto = call.attributes.get("auto_pad", "NOTSET")
-    auto = auto.decode() if isinstance(auto, bytes) else auto
-    if auto not in {"NOTSET", "VALID", ""} or call.attributes.get("ceil_mode", 0):
-        return facts
-    spatial = len(window)
-    strides = call.attributes.get("strides") or (1,) * spatial
-    pads = call.attributes.get("pads") if auto != "VALID" else None
-    pads = pads or (0,) * (2 * spatial)
-    shape, symbols = list(fact.shape), call.symbols
-    for k in range(spatial):
-        dim = source.shape[k + 2]
-        if isinstance(dim, int):
-            continue
-        room = symbols.add(dim, pads[k] + pads[k + spatial] - window[k])
-        steps = symbols.floor_div(room, strides[k])
-        if steps is not None:
-            shape[k + 2] = symbols.add(steps, 1)
-    return (
-        [Fact(fact.dtype, tuple(shape)), *facts[1:]]
-        if len(facts) == 1
-        else [Fact(one.dtype, tuple(shape)) if one.dtype else one for one in facts]
-    )
-
-
-_WINDOWED = frozenset({"Conv", "ConvInteger", "QLinearConv", "MaxPool", "AveragePool", "LpPool"})
+_REDUCTIONS = (
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+)
 
 _RULES: dict[str, Rule] = {
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    "CastLike": _cast_like,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Flatten": _flatten,
+    "GreaterOrEqual": _comparison,
+    "GroupNormalization": _like_first,
+    "LessOrEqual": _comparison,
+    "MeanVarianceNormalization": _like_first,
     "NonZero": _non_zero,
     "Pad": _pad,
     "Range": _range,

@@ -14,8 +14,9 @@ from graphopt.ir.inference.contents import contents_of
 from graphopt.ir.inference.facts import UNKNOWN, Fact, from_tensor, from_value
 from graphopt.ir.inference.microsoft import DOMAIN as MICROSOFT
 from graphopt.ir.inference.microsoft import microsoft_rule
-from graphopt.ir.inference.rules import refine_windows, shape_rule
+from graphopt.ir.inference.rules import shape_rule
 from graphopt.ir.inference.standard import InferenceFailed, StandardInference, schema_of
+from graphopt.ir.inference.windows import refine_windows
 from graphopt.ir.rewrite import node_graphs
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Walk:
         try:
             if call.domain == MICROSOFT:
                 facts = microsoft_rule(call, self._standard)
-            elif schema_of(call.domain, call.op_type, call.opset) is not None:
+            elif self._has_rule(call):
                 facts = shape_rule(call) or refine_windows(call, self._standard.infer(call) or ())
         except InferenceFailed as error:
             self.errors.setdefault(describe(node), str(error))
@@ -148,6 +149,14 @@ class Walk:
             if data is not None:
                 facts[0] = Fact(facts[0].dtype, facts[0].shape, data)
         return facts
+
+    @staticmethod
+    def _has_rule(call: Call) -> bool:
+        schema = schema_of(call.domain, call.op_type, call.opset)
+        if schema is None:
+            return False
+        # Estimators of ai.onnx.ml have schemas without inference; their declared shapes are all there is.
+        return not call.domain or bool(schema.has_type_and_shape_inference_function)
 
     def _claimed_type(self, value: oir.Value, fact: Fact) -> Fact:
         """Return *fact* with the element type that the model declares, which inference could not tell."""
