@@ -30,6 +30,8 @@ LEVELS: tuple[Level, ...] = ("all", "none")
 """Levels of onnxruntime's optimizer: ORT_ENABLE_ALL, as models are deployed, and ORT_DISABLE_ALL."""
 
 TIMEOUT_S = 3600.0
+_ROUNDING_DB = 80.0  # float32 rounding in another order leaves more than this
+_GAP_DB = 20.0
 _MOST_NODES = 2000  # nodes listed one by one in a placement; the counts cover all
 
 
@@ -68,8 +70,8 @@ class Validation:
         levels: The outputs by level of the runtime's optimizer ("all", "none"), in the original's order.
         feeds: Number of feeds.
         latency: Times, where they were measured.
-        placement: ``{"nodes": {provider: count}, "ops": {provider: {op_type: count}}, "assignment": {node:
-            provider}}`` of the optimized model at level "all"; the assignment lists the first 2000 nodes.
+        placement: Of the optimized model at level "all": ``nodes`` {provider: count}, ``ops`` {provider:
+            {op_type: count}}, ``assignment`` [{node, op_type, provider}] of the first 2000 nodes.
         warnings: What a reader should know although it is no failure.
     """
 
@@ -354,7 +356,10 @@ def _placement(session: Session) -> dict[str, Any]:
     return {
         "nodes": dict(sorted(by_provider.items())),
         "ops": {name: dict(sorted(counts.items())) for name, counts in ops.items()},
-        "assignment": {node.node: node.provider for node in nodes[:_MOST_NODES]},
+        "assignment": [
+            {"node": node.node, "op_type": node.op_type, "provider": node.provider}
+            for node in nodes[:_MOST_NODES]
+        ],
     }
 
 
@@ -383,11 +388,30 @@ def _warnings(levels: Mapping[str, Sequence[JudgedOutput]], latency: Latency | N
         for output in next(iter(levels.values()), ())
         if output.passed and output.note
     ]
+    warnings += _level_gaps(levels)
     if latency is not None and not latency.full:
         warnings.append(
             f"the model is slow: latency comes from {len(latency.ratios)} trials of {latency.rounds} rounds"
         )
     return tuple(warnings)
+
+
+def _level_gaps(levels: Mapping[str, Sequence[JudgedOutput]]) -> list[str]:
+    """Name outputs that the runtime's own optimizer changes far more than rounding does."""
+    warnings = []
+    for outputs in zip(*levels.values(), strict=True):
+        sqnr = {
+            level: output.comparison.sqnr_db
+            for level, output in zip(levels, outputs, strict=True)
+            if output.comparison.sqnr_db is not None
+        }
+        low, high = min(sqnr.values(), default=0.0), max(sqnr.values(), default=0.0)
+        if low < _ROUNDING_DB and high - low > _GAP_DB:
+            listed = ", ".join(f"{value:.1f} dB at level {level}" for level, value in sqnr.items())
+            warnings.append(
+                f"output {outputs[0].comparison.name!r} depends on the runtime's optimizer: {listed}"
+            )
+    return warnings
 
 
 def _goodness(output: JudgedOutput) -> tuple[bool, float]:
