@@ -70,5 +70,7 @@ def _paths(message: Any, place: str) -> Iterator[tuple[str, str]]:  # noqa: ANN4
 def _within(place: str, message: Any) -> str:  # noqa: ANN401 - as _paths
     """Return how to call *message*: by its own name where it has one, else like what holds it."""
     kind = message.DESCRIPTOR.name.removesuffix("Proto").lower()
-    name = getattr(message, "name", "") or getattr(message, "key", "")
+    if kind == "stringstringentry":
+        return f"metadata {message.key!r} of {place}"
+    name = getattr(message, "name", "")
     return f"{kind} {name!r}" if name else place
