@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ class Measurement:
     peak_rss_bytes: int
 
 
-def write_chain(nodes: int, path: Path) -> int:
+def write_chain(nodes: str, path: str) -> int:
     """Write a chain of about *nodes* nodes to *path* and return how many it has."""
     import numpy as np
     import onnx
@@ -58,7 +59,7 @@ def write_chain(nodes: int, path: Path) -> int:
         "right": rng.standard_normal(WIDTH),
     }
     chain, value = [], "x"
-    for k in range(max(1, nodes // 6)):
+    for k in range(max(1, int(nodes) // 6)):
         chain += [
             helper.make_node("Identity", [value], [f"same_{k}"], name=f"identity_{k}"),
             helper.make_node("Add", ["left", "right"], [f"constant_{k}"], name=f"foldable_{k}"),
@@ -115,14 +116,32 @@ ONNXSIM = "import sys, onnx, onnxsim; onnx.save(onnxsim.simplify(onnx.load(sys.a
 CHILDREN = {"graphopt": run_graphopt, "onnxruntime": run_onnxruntime}
 
 
+def in_child(function: str, *arguments: object) -> int:
+    """Return what *function* of this file prints in a child of its own.
+
+    This process must stay small: a child begins with the peak memory of its parent.
+    """
+    code = f"import chain, sys; print(chain.{function}(*sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+    ).stdout
+    return int(output)
+
+
+def count_nodes(path: str) -> int:
+    """Return how many nodes the main graph in *path* has."""
+    import onnx
+
+    return len(onnx.load(path, load_external_data=False).graph.node)
+
+
 def measure(tool: str, source: Path, nodes: int, target: Path, onnxsim_python: str | None) -> Measurement:
     """Run *tool* on *source* in a child and return what it took.
 
     Raises:
         SystemExit: The child failed.
     """
-    import onnx
-
     own = [sys.executable, __file__, "--child", tool]
     command = [onnxsim_python or "", "-c", ONNXSIM] if tool == "onnxsim" else own
     target.unlink(missing_ok=True)
@@ -131,7 +150,7 @@ def measure(tool: str, source: Path, nodes: int, target: Path, onnxsim_python: s
     _, status, usage = os.wait4(child, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise SystemExit(f"{tool} failed on {source.name} with status {os.waitstatus_to_exitcode(status)}")
-    after = len(onnx.load(target, load_external_data=False).graph.node)
+    after = in_child("count_nodes", target)
     measured = Measurement(tool, nodes, after, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
     print(json.dumps(asdict(measured)), flush=True)
     return measured
@@ -152,12 +171,11 @@ def median(measurements: list[Measurement], tool: str) -> Measurement:
 def compare(folder: Path, nodes: int, rounds: int, onnxsim_python: str | None) -> list[dict[str, Any]]:
     """Measure all tools on one chain, turn by turn, and return one row a tool with its ratios."""
     source = folder / "chain.onnx"
-    count = write_chain(nodes, source)
+    count = in_child("write_chain", nodes, source)
     tools = ["onnxruntime", "graphopt", *(["onnxsim"] if onnxsim_python else [])]
-    measured: list[Measurement] = []
-    for turn in range(rounds):
-        for tool in tools if turn % 2 == 0 else reversed(tools):
-            measured.append(measure(tool, source, count, folder / "out.onnx", onnxsim_python))
+    # The order turns round each time, so that no tool always runs on a machine that another has warmed up.
+    schedule = [tool for turn in range(rounds) for tool in (tools if turn % 2 == 0 else reversed(tools))]
+    measured = [measure(tool, source, count, folder / "out.onnx", onnxsim_python) for tool in schedule]
     base = median(measured, "onnxruntime")
     return [
         {
@@ -177,7 +195,7 @@ def growth(folder: Path, sizes: list[int], rounds: int) -> dict[str, float]:
     taken: dict[int, Measurement] = {}
     for size in (6, *sizes):
         source = folder / f"chain_{size}.onnx"
-        count = write_chain(size, source)
+        count = in_child("write_chain", size, source)
         taken[size] = median(
             [measure("graphopt", source, count, folder / "out.onnx", None) for _ in range(rounds)], "graphopt"
         )
