@@ -1,7 +1,7 @@
 """Models that tests and benchmarks share: the onnx wheel, feature families, assets, zoo, backend node models.
 
-Everything is given as paths of ``.onnx`` files. The folders of the assets and of the node models come from the
-environment (GRAPHOPT_ASSETS, GRAPHOPT_NODE_MODELS); nothing here knows a place of its own.
+Everything is given as paths of ``.onnx`` files. The folders of the assets and of the node models come from
+the environment (GRAPHOPT_ASSETS, GRAPHOPT_NODE_MODELS); nothing here knows a place of its own.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ class NodeCase:
     model: Path
 
     def data_sets(self) -> list[tuple[dict[str, Any], list[Any]]]:
-        """(feeds by input name, expected outputs in order) of each data set; sequences are lists, an empty optional None."""
+        """(feeds by input name, expected outputs in order) of each data set.
+
+        Sequences are lists, an empty optional is None.
+        """
         proto = onnx.load(self.model)
         sets = []
         for folder in sorted(self.model.parent.glob("test_data_set_*")):
@@ -133,7 +136,10 @@ def node_models_folder() -> Path:
 def node_cases(folder: Path | None = None) -> list[NodeCase]:
     """The 1,282 backend node models of onnx 1.16.2; *folder* defaults to :func:`node_models_folder`."""
     root = folder if folder is not None else node_models_folder()
-    return [NodeCase(path.parent.name, path) for path in sorted(root.glob("onnx/backend/test/data/node/*/model.onnx"))]
+    return [
+        NodeCase(path.parent.name, path)
+        for path in sorted(root.glob("onnx/backend/test/data/node/*/model.onnx"))
+    ]
 
 
 def node_models(folder: Path | None = None) -> list[Path]:

@@ -127,7 +127,7 @@ def loops() -> onnx.ModelProto:
 
 
 def functions() -> onnx.ModelProto:
-    """A function with an overload, a defaulted and a plain attribute, references, docs, metadata and value_info."""
+    """A function with an overload, defaulted and plain attributes, references, docs, metadata, value_info."""
     nodes = [
         helper.make_node("Constant", [], ["k"], name="constant"),
         helper.make_node("Mul", ["X", "k"], ["Z"], name="times", doc_string="inside a function"),
@@ -154,7 +154,7 @@ def functions() -> onnx.ModelProto:
         "acme.ops", "Twice", ["A"], ["B"],
         [
             helper.make_node("ScaleLeak", ["A"], ["M"], domain="acme.ops", overload="v2", alpha=0.1),
-            helper.make_node("ScaleLeak", ["M"], ["B"], domain="acme.ops", overload="v2", alpha=0.2, factor=1.0),
+            helper.make_node("ScaleLeak", ["M"], ["B"], domain="acme.ops", overload="v2", alpha=0.2),
         ],
         [helper.make_opsetid("acme.ops", 1), helper.make_opsetid("", 20)],
     )  # fmt: skip
@@ -164,7 +164,7 @@ def functions() -> onnx.ModelProto:
 
 
 def old_function_infos() -> onnx.ModelProto:
-    """IR 9: value_info of functions stands in the main graph under ``domain::name/value``; one names nothing."""
+    """IR 9: value_info of functions stands in the main graph (``domain::name/value``); one names nothing."""
     function = helper.make_function(
         "acme.ops",
         "Square",
@@ -236,8 +236,8 @@ def quantization_annotations() -> onnx.ModelProto:
         [info("y")],
         initializer=[
             weight("w", 4, 4),
-            numpy_helper.from_array(np.float32(0.1).reshape(()), "s"),
-            numpy_helper.from_array(np.int8(3).reshape(()), "z"),
+            numpy_helper.from_array(np.array(0.1, np.float32), "s"),
+            numpy_helper.from_array(np.array(3, np.int8), "z"),
         ],
     )
     for name in ("x", "w", "m", "y", "nowhere"):
@@ -340,14 +340,16 @@ def symbolic_shapes() -> onnx.ModelProto:
             info("m", shape=["batch", "d1", None, 4]),
             onnx.ValueInfoProto(name="name_only"),
             typed_only,
-        ]
-        + [empty_type, shape_only, nothing],
+            empty_type,
+            shape_only,
+            nothing,
+        ],
     )
     return model(graph)
 
 
 def types_and_attributes() -> onnx.ModelProto:
-    """Sequences, optionals, sparse types, and an attribute of every kind, empty and non-UTF-8 ones included."""
+    """Sequences, optionals, sparse types, and an attribute of every kind, empty and non-UTF-8 ones too."""
     sequence = helper.make_value_info(
         "seq", helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["n"]))
     )
@@ -413,12 +415,12 @@ def types_and_attributes() -> onnx.ModelProto:
 
 
 def graph_edges() -> onnx.ModelProto:
-    """Initializers that are inputs or outputs, an input that is an output, equal and empty node names, leftovers."""
+    """Initializers that are inputs or outputs, an input that is an output, equal node names, leftovers."""
     typed = helper.make_tensor("w", FLOAT, [4], [1.0, 2.0, 3.0, 4.0])
-    strings = helper.make_tensor("strings", STRING, [2], [b"a", b"\xff"])
+    strings = TensorProto(name="strings", data_type=STRING, dims=[2], string_data=[b"a", b"\xff"])
     empty = numpy_helper.from_array(np.zeros((0, 3), np.float32), "empty")
     scalar = numpy_helper.from_array(np.array(1.5, np.float16), "scalar")
-    complex_ = helper.make_tensor("complex", TensorProto.COMPLEX64, [1], [1 + 2j])
+    complex_ = TensorProto(name="complex", data_type=TensorProto.COMPLEX64, dims=[1], float_data=[1, 2])
     wide = helper.make_tensor("wide", TensorProto.UINT64, [2], [2**64 - 1, 0])
     double = helper.make_tensor("double", TensorProto.DOUBLE, [1], [0.1])
     nodes = [
@@ -508,7 +510,7 @@ FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def write_external_family(folder: Path) -> Path:
-    """External data: two tensors in one file with a gap, one in a sub-folder, extra keys, a packed type; its path."""
+    """External data: two tensors in a file with a gap, one in a sub-folder, extra keys, a packed type."""
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     w, b = np.arange(64, dtype=np.float32).reshape(4, 16), np.arange(16, dtype=np.int8)
     nibbles = np.arange(3, dtype=np.uint8)

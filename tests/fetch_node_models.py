@@ -1,7 +1,7 @@
 """Fetch the ONNX backend node models into a cache folder: python tests/fetch_node_models.py FOLDER
 
-They ship in the wheel of onnx 1.16.2 only (later wheels leave them out). The wheel is downloaded by pip, checked
-against its sha256, unzipped, and never installed. A folder that is complete already is left alone.
+They ship in the wheel of onnx 1.16.2 only (later wheels leave them out). The wheel is downloaded by pip,
+checked against its sha256, unzipped, and never installed. A folder that is complete is left alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ def fetch(folder: Path) -> None:
     if sum(1 for _ in folder.glob(f"{PREFIX}*/model.onnx")) == COUNT:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        command = ["pip", "download", "onnx==1.16.2", "--no-deps", "--only-binary=:all:", "--python-version", "3.12"]
+        command = [
+            "pip",
+            "download",
+            "onnx==1.16.2",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version",
+            "3.12",
+        ]
         platform = ["--platform", "manylinux2014_x86_64", "--dest", scratch]
         subprocess.run([sys.executable, "-m", *command, *platform], check=True, stdout=subprocess.DEVNULL)
         wheel = Path(scratch) / WHEEL

@@ -1,7 +1,7 @@
 """An independent copy of a store that shares nothing mutable with it.
 
-onnx-ir's own clone shares types, attributes, annotations and writable arrays, and loses what it does not know;
-an edit of the copy must never show in the original, because the original is what a roll-back returns to.
+onnx-ir's own clone shares types, attributes, annotations and writable arrays, and loses what it does not
+know; an edit of the copy must never show in the original, because that is what a roll-back returns to.
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ class _Cloner:
             _copy_meta(old, new)
         return new
 
-    def _devices(
-        self, old: Iterable[oir.NodeDeviceConfiguration]
-    ) -> Iterable[oir.NodeDeviceConfiguration]:
+    def _devices(self, old: Iterable[oir.NodeDeviceConfiguration]) -> Iterable[oir.NodeDeviceConfiguration]:
         for configuration in old:
             specs = [
                 spec if spec.value is None else dataclasses.replace(spec, value=self.value(spec.value))

@@ -21,6 +21,7 @@ from graphopt.ir.message import MessageWriter, Slot
 from graphopt.ir.tensors import RawTensor, SparseTensor, to_buffer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
     import onnx
@@ -41,9 +42,9 @@ class ExternalData:
 
     Attributes:
         mode: ``auto`` keeps inline what was inline and external what was external, unless the ONNX file would
-            pass protobuf's 2 GiB; then, and with ``one-file``, every initializer of at least the threshold goes
-            to OUT.data. ``inline`` puts everything into the ONNX file. With ``auto``, large tensors that a pass
-            made are external where the model had external data before.
+            pass protobuf's 2 GiB; then, and with ``one-file``, every initializer of at least the threshold
+            goes to OUT.data. ``inline`` puts everything into the ONNX file. With ``auto``, large tensors that
+            a pass made are external where the model had external data before.
         size_threshold_bytes: Tensors smaller than this stay inline, unless they were external and mode is
             ``auto``.
     """
@@ -66,17 +67,24 @@ def emit(model: Model) -> onnx.ModelProto:
 
 
 def save(
-    model: Model, path: str | PathLike[str], *, external: ExternalData = DEFAULT_EXTERNAL
+    model: Model,
+    path: str | PathLike[str],
+    *,
+    external: ExternalData = DEFAULT_EXTERNAL,
+    check: Callable[[Path], None] | None = None,
 ) -> tuple[Path, ...]:
     """Write *model* to *path*, external data to ``<path>.data`` beside it, and return the files written.
 
-    Both files are replaced atomically and together: after any failure the old ones stand as before. The bytes
-    are the same for the same model. Keys of external data that describe the old file (a checksum) are left out.
+    Both files are replaced atomically and together: after any failure the old ones stand as before. The
+    bytes are the same for the same model. Keys of external data that describe the old file (a checksum) are
+    left out.
 
     Args:
         model: The model; it is not changed and does not refer to the new files afterwards.
         path: The ``.onnx`` file.
         external: Where the bytes of large tensors go.
+        check: Called with the path of the complete new model, its data beside it, before anything is
+            replaced; an exception leaves everything as it was.
 
     Raises:
         PathError: The path is a directory, cannot be written, or is a file that the model is read from.
@@ -100,9 +108,16 @@ def save(
         if layout.slots:
             files.write_data(layout.write)
         files.write_model(data)
+        del data
+        if check is not None:
+            check(files.staged)
         stale = data_path(out)
-        is_source = any(source.exists() and stale.exists() and source.samefile(stale) for source in layout.sources)
-        drop = not layout.slots and not is_source and stale.is_file() and out.is_file() and refers_to(out, stale)
+        is_source = any(
+            source.exists() and stale.exists() and source.samefile(stale) for source in layout.sources
+        )
+        drop = (
+            not layout.slots and not is_source and stale.is_file() and out.is_file() and refers_to(out, stale)
+        )
         files.commit(remove_data=drop)
     return (out, data_path(out)) if layout.slots else (out,)
 
@@ -121,12 +136,12 @@ def emit_for_runtime(model: Model, folder: Path) -> Path:
 def _too_large(size: int, external: ExternalData, out: Path) -> OptionError | WriteError:
     if external.mode == "inline":
         return OptionError(
-            f"the model has {size} bytes, more than the {PROTOBUF_LIMIT_BYTES} of an ONNX file without external data",
+            f"the model has {size} bytes; an ONNX file without external data holds {PROTOBUF_LIMIT_BYTES}",
             where=str(out),
             hint="Use external data (mode one-file).",
         )
     return WriteError(
-        f"the graph without its weights has {size} bytes, more than the {PROTOBUF_LIMIT_BYTES} of an ONNX file",
+        f"the graph without its weights has {size} bytes; an ONNX file has at most {PROTOBUF_LIMIT_BYTES}",
         where=str(out),
         hint="Lower the size threshold of external data.",
     )
@@ -163,7 +178,9 @@ class _Layout:
         was_external = bool(paths) or bool(model.source is not None and model.source.external_files)
         large = {id(tensor) for tensor in initializers if tensor.nbytes >= external.size_threshold_bytes}
         loose = {id(tensor) for tensor in others}
-        everything = external.mode == "one-file" or _inline_bytes(tensors) > PROTOBUF_LIMIT_BYTES - _HEADROOM_BYTES
+        everything = (
+            external.mode == "one-file" or _inline_bytes(tensors) > PROTOBUF_LIMIT_BYTES - _HEADROOM_BYTES
+        )
         for tensor in tensors:
             if isinstance(tensor, oir.StringTensor) or tensor.nbytes == 0:
                 continue
@@ -177,7 +194,9 @@ class _Layout:
     def _place(self, tensor: oir.TensorProtocol) -> None:
         size = int(tensor.nbytes)
         region = (
-            (tensor.path, tensor.offset or 0, size) if isinstance(tensor, oir.ExternalTensor) else (id(tensor), 0, size)
+            (tensor.path, tensor.offset or 0, size)
+            if isinstance(tensor, oir.ExternalTensor)
+            else (id(tensor), 0, size)
         )
         slot = self._regions.get(region)
         if slot is None:

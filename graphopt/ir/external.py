@@ -1,7 +1,7 @@
 """External tensor data: which files are allowed, tensors that live in them, and copying without mapping.
 
-A location in a model is text from a stranger. It must stay inside the folder of the model, links followed, and
-name a regular file that holds the bytes it promises; all of that is checked once, when the model is read.
+A location in a model is text from a stranger. It must stay inside the folder of the model, links followed,
+and name a regular file that holds the bytes it promises; all of that is checked once, when the model is read.
 Bytes are copied by the kernel or through one small buffer: pages of a mapped file count as memory of the
 process, and a gigabyte of weights would look like a gigabyte of use.
 """
@@ -58,7 +58,7 @@ class ExternalTensor(oir.ExternalTensor):
             raise _unreadable(self, error) from error
         return decode(mapped.view(np.ndarray), self.dtype, dims)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:  # noqa: PLW3201 - numpy's protocol
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.asarray(self.numpy(), dtype=dtype, copy=copy)
 
     def tobytes(self) -> bytes:
@@ -84,13 +84,19 @@ class ExternalTensor(oir.ExternalTensor):
         Raises:
             InvalidModelError: As :meth:`numpy`.
         """
-        if hasattr(file, "fileno"):
-            file.flush()
-            start = file.tell()
-            copy_tensor(self, file.fileno(), start)
-            file.seek(start + byte_size(self.dtype, self.shape.numpy()))
-        else:
-            file.write(self.tobytes())
+        left = byte_size(self.dtype, self.shape.numpy())
+        try:
+            source = Path(self.path).open("rb")  # noqa: SIM115 - only opening may be blamed on the source
+        except OSError as error:
+            raise _unreadable(self, error) from error
+        with source:
+            source.seek(self.offset or 0)
+            while left:
+                part = source.read(min(left, _BUFFER_BYTES))
+                if not part:
+                    raise _unreadable(self, "it is shorter than it was")
+                file.write(part)
+                left -= len(part)
 
 
 def copy_tensor(tensor: oir.ExternalTensor, target: int, offset: int) -> None:
@@ -146,13 +152,18 @@ class DataFolder:
         return tuple(dict.fromkeys(file.path for file in self._files.values()))
 
     def tensor(
-        self, entries: dict[str, str], dtype: oir.DataType, dims: Sequence[int], name: str, **about: Any
+        self,
+        entries: dict[str, str],
+        dtype: oir.DataType,
+        dims: Sequence[int],
+        name: str,
+        **about: Any,  # noqa: ANN401 - for the tensor
     ) -> ExternalTensor:
         """Return the tensor that the external data *entries* of a TensorProto describe.
 
         Raises:
-            InvalidModelError: The location is missing, leaves the folder or is no regular file, or the tensor's
-                bytes do not lie inside the file.
+            InvalidModelError: The location is missing, leaves the folder or is no regular file, or the
+                tensor's bytes do not lie inside the file.
         """
         where = f"tensor {name!r} in {self._model}"
         location = entries.get("location", "")
@@ -163,16 +174,25 @@ class DataFolder:
         offset, length = (_number(entries, key, where) for key in ("offset", "length"))
         if length is not None and length != size:
             raise InvalidModelError(
-                f"its external data has length {length}, but type {dtype.name} and shape {list(dims)} need {size}",
+                f"its external data has length {length},"
+                f" but type {dtype.name} and shape {list(dims)} need {size}",
                 where=where,
             )
         end = (offset or 0) + size
         if end > file.size:
             raise InvalidModelError(
-                f"its external data ends at byte {end} of {location!r}, which has only {file.size} bytes", where=where
+                f"its external data ends at byte {end} of {location!r}, which has only {file.size} bytes",
+                where=where,
             )
         return ExternalTensor(
-            location, offset, length, dtype, shape=oir.Shape(dims), name=name, base_dir=os.fspath(self.folder), **about
+            location,
+            offset,
+            length,
+            dtype,
+            shape=oir.Shape(dims),
+            name=name,
+            base_dir=os.fspath(self.folder),
+            **about,
         )
 
     def _find(self, location: str, where: str) -> _File:
@@ -188,12 +208,17 @@ class DataFolder:
         path = Path(os.path.realpath(self.folder / location))
         if not path.is_relative_to(self._real):
             raise refuse(
-                f"leaves the model's folder through a link to {str(path)!r}", "Copy the data beside the model."
+                f"leaves the model's folder through a link to {str(path)!r}",
+                "Copy the data beside the model.",
             )
         try:
             status = path.stat()
         except OSError as error:
-            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            reason = (
+                "does not exist"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read ({error.strerror})"
+            )
             raise refuse(reason, "Put the data file beside the model.") from error
         if not stat.S_ISREG(status.st_mode):
             raise refuse("is not a regular file")

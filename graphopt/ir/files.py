@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -18,6 +18,7 @@ from graphopt.ir.external import write_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PROTOBUF_LIMIT_BYTES = (1 << 31) - 1
 """The largest message that protobuf can read or write."""
@@ -72,7 +73,7 @@ def _looks_like_text(data: bytes) -> bool:
 
 def _refuse_unknown_fields(proto: onnx.ModelProto, data: bytes, where: str) -> None:
     size = proto.ByteSize()
-    proto.DiscardUnknownFields()  # type: ignore[attr-defined]  # missing in onnx's stubs
+    proto.DiscardUnknownFields()
     if proto.ByteSize() == size:
         return
     if not proto.HasField("graph"):
@@ -128,7 +129,7 @@ def check_target(out: Path, sources: Iterator[Path]) -> None:
 class FilePair:
     """Writes a model and perhaps its data file beside their final places, then renames both or neither.
 
-    Use as a context manager; an exception inside it, an interrupt included, leaves the old files as they were.
+    Use as a context manager; an exception inside it, or an interrupt, leaves the old files as they were.
 
     Args:
         out: The final path of the model; its data file is ``data_path(out)``.
@@ -141,18 +142,30 @@ class FilePair:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._data = data_path(out)
-        token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._new_model = out.with_name(f".{out.name}.{token}.tmp")
-        self._new_data = out.with_name(f".{out.name}.data.{token}.tmp")
-        self._old_data = out.with_name(f".{out.name}.data.{token}.old")
+        # A folder on the same file system, in which both files already have their final names: so the model
+        # finds its data, and can be tried out, before it takes its place.
+        self._stage = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self._new_model = self._stage / self._out.name
+        self._new_data = self._stage / self._data.name
+        self._old_data = self._stage / f"{self._data.name}.old"
         self._has_data = False
+        self._keep_old = False
 
-    def __enter__(self) -> FilePair:
+    @property
+    def staged(self) -> Path:
+        """The new model before :meth:`commit`."""
+        return self._new_model
+
+    def __enter__(self) -> Self:
+        try:
+            self._stage.mkdir()
+        except OSError as error:
+            raise _explain(error, self._out) from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        for path in (self._new_model, self._new_data, self._old_data):
-            path.unlink(missing_ok=True)
+        if not self._keep_old:
+            shutil.rmtree(self._stage, ignore_errors=True)
         if isinstance(error, OSError):
             raise _explain(error, self._out) from error
 
@@ -188,7 +201,10 @@ class FilePair:
             # Whether a rename happened is read off the disk: an interrupt can come between it and any flag.
             if self._new_model.exists():
                 if self._old_data.exists():
+                    # Should even this fail, the old data is still there under its temporary name.
+                    self._keep_old = True
                     self._old_data.replace(self._data)
+                    self._keep_old = False
                 elif self._has_data and not replaces_data and not self._new_data.exists():
                     self._data.unlink(missing_ok=True)
             raise
@@ -203,7 +219,7 @@ def data_path(out: Path) -> Path:
 
 
 def refers_to(model: Path, data: Path) -> bool:
-    """Return whether the model file at *model* has tensors in *data* beside it; False where it is no model."""
+    """Return whether the model file at *model* has tensors in *data* beside it; False for other files."""
     try:
         proto = read_message(model)
     except (InvalidModelError, UnsupportedModelError, PathError):

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from graphopt.ir.model import Model
 
 _SMALL_BYTES = 1024
-# marshal is several times faster than repr or json. Format 2 has no back references and no interning flags, so
-# equal values give equal bytes in every process.
+# marshal is several times faster than repr or json. Format 2 has no back references and no interning flags,
+# so equal values give equal bytes in every process.
 _MARSHAL_FORMAT = 2
 
 _GRAPH_NOTES = (meta.LEFTOVER_INFOS, meta.LEFTOVER_ANNOTATIONS, meta.INFOS_INSIDE)
@@ -60,7 +60,14 @@ class TensorRegistry:
             # The folder counts by number, for the same model has the same fingerprint wherever it lies.
             folder = self._folders.setdefault(str(tensor.base_dir), len(self._folders))
             place = (str(tensor.location), tensor.offset or 0, tensor.length or 0)
-            return ("external", dtype, dims, folder, place, meta.peek_meta(tensor).get(meta.EXTERNAL_ENTRIES, ()))
+            return (
+                "external",
+                dtype,
+                dims,
+                folder,
+                place,
+                meta.peek_meta(tensor).get(meta.EXTERNAL_ENTRIES, ()),
+            )
         if isinstance(tensor, oir.StringTensor):
             return ("strings", dims, _digest(tuple(tensor.string_data())))
         if tensor.nbytes <= _SMALL_BYTES:
@@ -106,7 +113,13 @@ class _Walk:
         self._registry = registry
 
     def model(self, store: oir.Model) -> Iterator[object]:
-        header = (store.ir_version, store.producer_name, store.producer_version, store.domain, store.model_version)
+        header = (
+            store.ir_version,
+            store.producer_name,
+            store.producer_version,
+            store.domain,
+            store.model_version,
+        )
         yield (header, store.doc_string, _props(store), repr(store.device_configurations))
         yield from self.graph(store.graph)
         for identifier, function in store.functions.items():
@@ -212,7 +225,7 @@ def _type_and_shape(item: oir.TypeAndShape) -> object:
     )
 
 
-def _device(device: oir.NodeDeviceConfiguration) -> bytes:
+def _device(device: oir.NodeDeviceConfiguration) -> object:
     return oir.serde.serialize_node_device_configuration(device).SerializeToString(deterministic=True)
 
 

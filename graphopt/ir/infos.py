@@ -110,11 +110,13 @@ def write_type(proto: onnx.TypeProto, type_: oir.TypeProtocol | None, shape: oir
         tensor = proto.tensor_type
     elif isinstance(type_, oir.SparseTensorType):
         tensor = proto.sparse_tensor_type
-    else:
+    elif isinstance(type_, oir.SequenceType | oir.OptionalType):
         is_sequence = isinstance(type_, oir.SequenceType)
         holder = proto.sequence_type if is_sequence else proto.optional_type
         write_type(holder.elem_type, type_.elem_type, shape)
         return
+    else:
+        raise TypeError(f"a value has type {type_!r}")
     tensor.elem_type = int(type_.dtype)
     if shape is not None:
         write_shape(tensor.shape, shape)
@@ -163,7 +165,7 @@ def read_info(proto: onnx.ValueInfoProto, value: oir.Value, place: str, where: s
 
 
 def settle_exact(value: oir.Value) -> None:
-    """Finish :func:`read_info` once all entries of *value* are read: keep the ones that it does not express."""
+    """Finish :func:`read_info` once all entries of *value* are read: keep those that it does not express."""
     import onnx
 
     exact = peek_meta(value).get(EXACT)

@@ -9,7 +9,6 @@ meta.py) and comes back in emit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from graphopt.ir.order import explain_unresolved, find_call_cycle
 from graphopt.ir.read_tensors import TensorReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from os import PathLike
 
 __all__ = ["clone_store", "load", "lower"]
@@ -37,7 +36,7 @@ MIN_IR_VERSION = 3
 """Earlier files carry no opset_import, so the meaning of their operators is not defined."""
 
 _EXPERIMENTAL_FUNCTION_INFO_BEFORE = 10
-"""Before this IR version functions have no value_info; exporters put it into the main graph (``f::g/value``)."""
+"""Before this IR version functions have no value_info; exporters put it into the main graph."""
 
 Scope = dict[str, oir.Value]
 
@@ -125,7 +124,7 @@ class _Lowering:
             raise self._invalid(f"it is not an ONNX model: it has no {lacks}")
         if proto.ir_version < MIN_IR_VERSION:
             raise UnsupportedModelError(
-                f"its IR version is {proto.ir_version}, which names no operator set; expected {MIN_IR_VERSION} or later",
+                f"its IR version {proto.ir_version} names no operator set; expected {MIN_IR_VERSION} or more",
                 where=self._name,
                 hint="Convert it with the exporter that made it.",
             )
@@ -163,7 +162,7 @@ class _Lowering:
         repeated = len(infos) + len(set(skip_infos)) != len(proto.value_info)
         inputs = self._inputs(proto, scope, infos, label)
         initializers = self._initializers(proto, scope, infos, label)
-        nodes = self._nodes(proto.node, scopes, infos, label)
+        nodes = self._nodes(proto.node, scopes, infos)
         outputs = self._outputs(proto, scope, infos, label)
         for name, value in scope.items():
             if meta.peek_meta(value):
@@ -179,7 +178,7 @@ class _Lowering:
             name=proto.name or None,
             metadata_props=read_props(proto.metadata_props, f"{label} in {self._name}"),
         )
-        self._leftovers(graph, proto, scope, set(infos) - scope.keys(), repeated=repeated)
+        self._leftovers(graph, proto, set(infos) - scope.keys(), repeated=repeated)
         self._annotations(graph, proto, scope)
         self._check_texts(label)
         return graph
@@ -263,7 +262,6 @@ class _Lowering:
         protos: Iterable[onnx.NodeProto],
         scopes: list[Scope],
         infos: dict[str, onnx.ValueInfoProto],
-        label: str,
     ) -> list[oir.Node]:
         nodes = []
         scope = scopes[-1]
@@ -272,7 +270,7 @@ class _Lowering:
             op_type, domain = proto.op_type, proto.domain
             if domain not in self._opsets and not self._is_default_imported(domain):
                 raise self._invalid(
-                    f"it is of domain {domain or 'ai.onnx'!r}, but the model imports no operator set of that name",
+                    f"its domain {domain or 'ai.onnx'!r} is no operator set that the model imports",
                     _node_label(proto),
                 )
             if not op_type:
@@ -354,7 +352,9 @@ class _Lowering:
     ) -> oir.Attr:
         where = f"attribute {proto.name!r} of {_node_label(node)}"
         if proto.type not in _FIELDS:
-            raise self._invalid("it has no type" if not proto.type else f"its type {proto.type} is not known", where)
+            raise self._invalid(
+                "it has no type" if not proto.type else f"its type {proto.type} is not known", where
+            )
         kind = oir.AttributeType(proto.type)
         doc = proto.doc_string or None
         if proto.ref_attr_name:
@@ -400,24 +400,25 @@ class _Lowering:
         wrong = present - {field}
         if wrong:
             raise self._invalid(
-                f"it says that it holds {field!r} but it also has {sorted(wrong)[0]!r}",
+                f"it says that it holds {field!r} but it also has {min(wrong)!r}",
                 f"attribute {proto.name!r} of {_node_label(node)}",
             )
         if field in _REQUIRED_FIELDS and field not in present:
             raise self._invalid(
-                f"it says that it holds {field!r} but it has none", f"attribute {proto.name!r} of {_node_label(node)}"
+                f"it says that it holds {field!r} but it has none",
+                f"attribute {proto.name!r} of {_node_label(node)}",
             )
 
-    def _devices(
-        self, proto: onnx.NodeProto, scopes: list[Scope]
-    ) -> tuple[oir.NodeDeviceConfiguration, ...]:
+    def _devices(self, proto: onnx.NodeProto, scopes: list[Scope]) -> tuple[oir.NodeDeviceConfiguration, ...]:
         visible: Scope = {}
         for scope in scopes:
             visible.update(scope)
         found = []
         for item in proto.device_configurations:
             if not item.configuration_id or not all(spec.tensor_name for spec in item.sharding_spec):
-                raise self._invalid("its device configuration names no configuration or no tensor", _node_label(proto))
+                raise self._invalid(
+                    "its device configuration names no configuration or no tensor", _node_label(proto)
+                )
             read = oir.serde.deserialize_node_device_configuration(item, values=visible)
             known = self._configurations.get(item.configuration_id)
             found.append(dataclasses.replace(read, configuration=known) if known is not None else read)
@@ -426,7 +427,7 @@ class _Lowering:
     # What a graph has beside its nodes
 
     def _leftovers(
-        self, graph: oir.Graph, proto: onnx.GraphProto, scope: Scope, names: set[str], *, repeated: bool
+        self, graph: oir.Graph, proto: onnx.GraphProto, names: set[str], *, repeated: bool
     ) -> None:
         if repeated:
             seen: dict[str, bytes] = {}
@@ -464,7 +465,8 @@ class _Lowering:
             "".join(self._texts)
         except TypeError as error:
             # protobuf hands out bytes where a text field is not UTF-8.
-            bad = next(text for text in self._texts if not isinstance(text, str))
+            texts: list[object] = [*self._texts]
+            bad = next(text for text in texts if not isinstance(text, str))
             raise self._invalid(f"the text {bad!r} is not UTF-8", label) from error
         self._texts.clear()
 
@@ -489,7 +491,7 @@ class _Lowering:
             if name in infos:
                 read_info(infos[name], value, "value_info", f"input {name!r} of {label} in {self._name}")
             inputs.append(value)
-        nodes = self._nodes(proto.node, [scope], infos, label)
+        nodes = self._nodes(proto.node, [scope], infos)
         missing = next((name for name in proto.output if name not in scope), None)
         if missing is not None:
             raise self._invalid(f"nothing in it produces its output {missing!r}", label)
@@ -533,7 +535,9 @@ class _Lowering:
         cycle = find_call_cycle(known)
         if cycle:
             path = " -> ".join(f"{domain}::{name}" for domain, name, _ in cycle)
-            raise self._invalid(f"the function calls itself ({path})", f"function {cycle[0][0]}::{cycle[0][1]}")
+            raise self._invalid(
+                f"the function calls itself ({path})", f"function {cycle[0][0]}::{cycle[0][1]}"
+            )
 
 
 def _experimental_infos(

@@ -67,7 +67,7 @@ class MessageWriter:
         if graph.doc_string:
             proto.doc_string = graph.doc_string
         write_props(proto.metadata_props, meta.peek_props(graph))
-        # A value may be input, initializer and output at once; its annotation and value_info are written once.
+        # A value may be input, initializer and output at once; what stands beside it is written once.
         done: set[oir.Value] = set()
         for value in graph.inputs:
             write_info(proto.input.add(), value, "input")
@@ -126,7 +126,7 @@ class MessageWriter:
             if info.name not in known:
                 proto.value_info.append(info)
         for data in annotations:
-            proto.quantization_annotation.append(onnx.TensorAnnotation.FromString(data))  # type: ignore[union-attr]  # functions have none
+            proto.quantization_annotation.append(onnx.TensorAnnotation.FromString(data))
 
     def _function(self, model: onnx.ModelProto, function: oir.Function) -> None:
         proto = model.functions.add(name=function.name, domain=function.domain)

@@ -41,9 +41,11 @@ def _reads(node: onnx.NodeProto) -> Iterable[str]:
 
 
 def find_call_cycle(functions: Mapping[Identifier, oir.Function]) -> list[Identifier]:
-    """Return functions that call each other in a ring, the first one again at the end; empty without a ring."""
+    """Return functions that call each other in a ring, the first again at the end; empty without one."""
     calls = {
-        key: list(dict.fromkeys(c for node in function.all_nodes() if (c := node.op_identifier()) in functions))
+        key: list(
+            dict.fromkeys(c for node in function.all_nodes() if (c := node.op_identifier()) in functions)
+        )
         for key, function in functions.items()
     }
     done: set[Identifier] = set()

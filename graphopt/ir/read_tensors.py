@@ -25,8 +25,8 @@ _VALUE_FIELDS = (
     "double_data",
     "uint64_data",
 )
-# Which typed field holds which element types; everything of at most 32 bits that is not listed uses int32_data.
-_TYPED_FIELD = {
+# Which typed field holds which element types; everything of at most 32 bits that is not listed: int32_data.
+_TYPED_FIELD: dict[int, str] = {
     _T.FLOAT: "float_data",
     _T.COMPLEX64: "float_data",
     _T.DOUBLE: "double_data",
@@ -51,7 +51,7 @@ class TensorReader:
         self._model = model
 
     def read(self, proto: onnx.TensorProto, owner: str = "") -> oir.TensorProtocol:
-        """Return the tensor; inline numbers as :class:`RawTensor`, strings and external data as their classes.
+        """Return the tensor: inline numbers as :class:`RawTensor`, else a string or an external tensor.
 
         Args:
             proto: The message.
@@ -74,13 +74,17 @@ class TensorReader:
         if any(dim < 0 for dim in dims):
             raise InvalidModelError(f"its shape {list(dims)} has a negative dim", where=where)
         if proto.HasField("segment"):
-            raise UnsupportedModelError("it is cut into segments, which graphopt cannot represent", where=where)
+            raise UnsupportedModelError(
+                "it is cut into segments, which graphopt cannot represent", where=where
+            )
         about: dict[str, Any] = {
             "name": name or None,
             "doc_string": proto.doc_string or None,
             "metadata_props": read_props(proto.metadata_props, where) if len(proto.metadata_props) else None,
         }
-        entries = {entry.key: entry.value for entry in proto.external_data} if len(proto.external_data) else {}
+        entries = (
+            {entry.key: entry.value for entry in proto.external_data} if len(proto.external_data) else {}
+        )
         tensor: oir.TensorProtocol
         if proto.data_location == _T.EXTERNAL:
             tensor = self._external(proto, dtype, dims, entries, where, about)
@@ -129,7 +133,7 @@ class TensorReader:
         """Return the tensor, still sparse.
 
         Raises:
-            InvalidModelError: As :meth:`read`, or the shapes of values, indices and tensor do not fit together.
+            InvalidModelError: As :meth:`read`, or values, indices and tensor do not fit together.
             UnsupportedModelError: As :meth:`read`.
         """
         where = f"{owner or f'sparse tensor {proto.values.name!r}'} in {self._model}"
@@ -159,9 +163,7 @@ def _count(dims: tuple[int, ...]) -> int:
     return product
 
 
-def _inline_bytes(
-    proto: onnx.TensorProto, dtype: oir.DataType, dims: tuple[int, ...], where: str
-) -> bytes:
+def _inline_bytes(proto: onnx.TensorProto, dtype: oir.DataType, dims: tuple[int, ...], where: str) -> bytes:
     expected = byte_size(dtype, dims)
     if proto.HasField("raw_data"):
         field, data = "raw_data", proto.raw_data

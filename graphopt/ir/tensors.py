@@ -133,13 +133,13 @@ class _FrozenTensor(oir.TensorProtocol):
         """Bytes of the dense tensor in a file."""
         return byte_size(self._dtype, self._dims)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: PLW3201 - numpy's protocol
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.asarray(self.numpy(), dtype=dtype, copy=copy)
 
-    def __dlpack__(self, *, stream: Any = None) -> Any:  # noqa: PLW3201 - numpy's protocol
+    def __dlpack__(self, *, stream: object = None) -> object:
         return self.numpy().__dlpack__(stream=stream)
 
-    def __dlpack_device__(self) -> tuple[int, int]:  # noqa: PLW3201 - numpy's protocol
+    def __dlpack_device__(self) -> tuple[int, int]:
         return self.numpy().__dlpack_device__()
 
     def __repr__(self) -> str:
@@ -151,12 +151,12 @@ class RawTensor(_FrozenTensor):
 
     __slots__ = ("_data",)
 
-    def __init__(self, data: bytes, dtype: oir.DataType, dims: tuple[int, ...], **about: Any) -> None:
+    def __init__(self, data: bytes, dtype: oir.DataType, dims: tuple[int, ...], **about: Any) -> None:  # noqa: ANN401 - as the base class
         super().__init__(dtype, dims, **about)
         self._data = data
 
     @property
-    def raw(self) -> bytes:  # type: ignore[override]  # as metadata_props
+    def raw(self) -> bytes:
         """The bytes, little-endian, packed."""
         return self._data
 
@@ -192,7 +192,7 @@ class SparseTensor(_FrozenTensor):
         self.indices = indices
 
     @property
-    def raw(self) -> Array:  # type: ignore[override]  # the protocol has a variable, onnx-ir properties
+    def raw(self) -> Array:
         """The dense values."""
         return self.numpy()
 
@@ -230,13 +230,15 @@ def from_array(array: Array, name: str = "") -> oir.TensorProtocol:
     array = np.asarray(array)
     if array.dtype.kind in "OSUT":
         flat = np.empty(array.size, dtype=object)
-        flat[:] = [item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1).tolist()]
+        flat[:] = [
+            item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1).tolist()
+        ]
         return string_tensor(flat.tolist(), array.shape, name=name)
     contiguous = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     return oir.Tensor(freeze(contiguous), name=name)
 
 
-def string_tensor(items: Sequence[bytes], dims: Sequence[int], **about: Any) -> oir.StringTensor:
+def string_tensor(items: Sequence[bytes], dims: Sequence[int], **about: Any) -> oir.StringTensor:  # noqa: ANN401 - for the tensor
     """Return a tensor of byte strings; unlike a numpy bytes array it keeps trailing zero bytes."""
     array = np.empty(len(items), dtype=object)
     array[:] = items
@@ -244,7 +246,10 @@ def string_tensor(items: Sequence[bytes], dims: Sequence[int], **about: Any) -> 
 
 
 def to_array(tensor: oir.TensorProtocol) -> Array:
-    """Return the logical values of *tensor*, read-only; low-precision types as ml_dtypes, strings as bytes objects."""
+    """Return the logical values of *tensor*, read-only.
+
+    Low-precision types come as ml_dtypes, strings as bytes objects.
+    """
     if isinstance(tensor, oir.StringTensor):
         array = np.empty(tensor.size, dtype=object)
         array[:] = list(tensor.string_data())
@@ -278,8 +283,10 @@ def freeze_tensor(tensor: oir.TensorProtocol | None) -> None:
         tensor.raw.flags.writeable = False
 
 
-def describe(tensor: oir.TensorProtocol, metadata_props: Mapping[str, str], doc_string: str) -> oir.TensorProtocol:
-    """Return a tensor over the same data with other metadata; the given one may be shared and stays as it is."""
+def describe(
+    tensor: oir.TensorProtocol, metadata_props: Mapping[str, str], doc_string: str
+) -> oir.TensorProtocol:
+    """Return a tensor over the same data with other metadata; the given one may be shared and stays."""
     about: dict[str, Any] = {
         "name": tensor.name,
         "doc_string": doc_string or None,

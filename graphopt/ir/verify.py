@@ -17,7 +17,7 @@ from graphopt.ir.order import find_call_cycle
 from graphopt.ir.tensors import SparseTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from graphopt.ir.model import Model
 
@@ -152,26 +152,26 @@ def _scope(graph: oir.Graph, outer: list[dict[str, oir.Value]], label: str) -> I
     for node in graph:
         if node.graph is not graph:
             yield node_label(node), f"it stands in {label} but belongs to another graph"
-        for value in node.inputs:
-            if value is None or scope.get(value.name or "") is value:
+        for used in node.inputs:
+            if used is None or scope.get(used.name or "") is used:
                 continue
-            found = next((s[value.name] for s in reversed(outer) if value.name in s), None)
-            if value.name in scope or found is not value:
-                yield node_label(node), _unresolved(value, known=value.name in scope or found is not None)
+            found = next((s[used.name] for s in reversed(outer) if used.name in s), None)
+            if used.name in scope or found is not used:
+                yield node_label(node), _unresolved(used, known=used.name in scope or found is not None)
         for attribute in node.attributes.values():
             if attribute.type is oir.AttributeType.GRAPH and not attribute.is_ref():
                 yield from _scope(attribute.value, scopes, f"{attribute.name} of {node_label(node)}")
             elif attribute.type is oir.AttributeType.GRAPHS and not attribute.is_ref():
                 for inner in attribute.value:
                     yield from _scope(inner, scopes, f"{attribute.name} of {node_label(node)}")
-        for value in node.outputs:
-            name = value.name or ""
+        for output in node.outputs:
+            name = output.name or ""
             if not name:
-                if value.uses() or value.is_graph_output():
-                    yield node_label(node), f"its output {value.index()} is used but has no name"
+                if output.uses() or output.is_graph_output():
+                    yield node_label(node), f"its output {output.index()} is used but has no name"
             elif any(name in s for s in scopes):
                 yield node_label(node), f"its output {name!r} has the name of another value"
-            scope[name] = value
+            scope[name] = output
     for value in graph.outputs:
         if scope.get(value.name or "") is not value:
             yield label, f"nothing in it produces its output {value.name!r}"
@@ -203,10 +203,13 @@ def initializers_hold_tensors(model: Model) -> Iterator[Finding]:
             if value.dtype is not None and value.dtype != tensor.dtype:
                 yield where, f"it is declared as {value.dtype.name}, its tensor is {tensor.dtype.name}"
             if value.shape is not None and not _fits(value.shape, tensor.shape.numpy()):
-                yield where, f"it is declared with shape {value.shape}, its tensor has {list(tensor.shape.numpy())}"
+                yield (
+                    where,
+                    f"it is declared with shape {value.shape}, its tensor has {list(tensor.shape.numpy())}",
+                )
 
 
-def _fits(declared: oir.Shape, dims: tuple[int, ...]) -> bool:
+def _fits(declared: oir.Shape, dims: Sequence[int]) -> bool:
     return len(declared) == len(dims) and all(
         not isinstance(want, int) or want == got for want, got in zip(declared.dims, dims, strict=True)
     )
@@ -232,7 +235,7 @@ def _attributes(node: oir.Node, declared: frozenset[str]) -> Iterator[Finding]:
             if attribute.ref_attr_name not in declared:
                 yield (
                     node_label(node),
-                    f"its attribute {name!r} refers to {attribute.ref_attr_name!r}, which no function around it has",
+                    f"its attribute {name!r} refers to {attribute.ref_attr_name!r}, unknown to its function",
                 )
         elif attribute.type is oir.AttributeType.UNDEFINED or attribute.value is None:
             yield node_label(node), f"its attribute {name!r} has no type or no value"

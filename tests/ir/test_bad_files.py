@@ -1,4 +1,4 @@
-"""Files that are no models, or models that break a rule: one sentence of the right class that names the place."""
+"""Files that are no models, or break a rule: one sentence of the right class that names the place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def relu_chain() -> onnx.ModelProto:
-    nodes = [helper.make_node("Relu", ["x"], ["m"], name="first"), helper.make_node("Relu", ["m"], ["y"], name="second")]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["m"], name="first"),
+        helper.make_node("Relu", ["m"], ["y"], name="second"),
+    ]
     graph = helper.make_graph(nodes, "chain", [info("x")], [info("y")], initializer=[weight("w", 4)])
     return model(graph)
 
@@ -60,7 +63,9 @@ def test_empty_file(tmp_path: Path) -> None:
     refused(path, InvalidModelError, "empty")
 
 
-@pytest.mark.parametrize("text", ["hello world\n", "<html><body>404</body></html>", "version https://git-lfs\noid 1\n"])
+@pytest.mark.parametrize(
+    "text", ["hello world\n", "<html><body>404</body></html>", "version https://git-lfs\noid 1\n"]
+)
 def test_text_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "text.onnx"
     path.write_text(text)
@@ -116,7 +121,9 @@ def test_field_from_the_future(tmp_path: Path) -> None:
 def test_header(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
 
-    def refused_with(change: Callable[[onnx.ModelProto], object], kind: type[GraphoptError], *words: str) -> None:
+    def refused_with(
+        change: Callable[[onnx.ModelProto], object], kind: type[GraphoptError], *words: str
+    ) -> None:
         proto = relu_chain()
         change(proto)
         path.write_bytes(proto.SerializeToString())
@@ -133,7 +140,7 @@ def test_header(tmp_path: Path) -> None:
             proto.ir_version = version
             del proto.opset_import[:]
 
-        refused_with(age, UnsupportedModelError, f"IR version is {version}")
+        refused_with(age, UnsupportedModelError, f"IR version {version} ")
 
 
 def graph_without(**fields: Any) -> onnx.ModelProto:
@@ -168,8 +175,15 @@ def test_names() -> None:
     x, y = info("x"), info("y")
     relu = node("Relu", ["x"], ["y"], name="relu")
     invalid(graph_without(node=[relu], input=[x, x], output=[y]), "'x'", "two inputs")
-    invalid(graph_without(node=[relu], input=[x], output=[y], initializer=[weight("w", 1)] * 2), "'w'", "two initializers")
-    invalid(graph_without(node=[relu], input=[x], output=[y], initializer=[weight("", 1)]), "initializer without a name")
+    invalid(
+        graph_without(node=[relu], input=[x], output=[y], initializer=[weight("w", 1)] * 2),
+        "'w'",
+        "two initializers",
+    )
+    invalid(
+        graph_without(node=[relu], input=[x], output=[y], initializer=[weight("", 1)]),
+        "initializer without a name",
+    )
     invalid(graph_without(node=[relu], input=[x, info("")], output=[y]), "input without a name")
     invalid(graph_without(node=[relu], input=[x], output=[info("")]), "output without a name")
     invalid(graph_without(node=[relu], input=[x], output=[info("z")]), "'z'", "nothing in it produces")
@@ -187,7 +201,11 @@ def test_names() -> None:
 
 def test_cycle_and_order() -> None:
     x, y = info("x"), info("y")
-    cycle = [node("Add", ["x", "b"], ["a"], name="one"), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])]
+    cycle = [
+        node("Add", ["x", "b"], ["a"], name="one"),
+        node("Relu", ["a"], ["b"]),
+        node("Relu", ["b"], ["y"]),
+    ]
     invalid(graph_without(node=cycle, input=[x], output=[y]), "'one'", "cycle")
     unsorted = [node("Relu", ["a"], ["y"], name="late"), node("Relu", ["x"], ["a"])]
     invalid(graph_without(node=unsorted, input=[x], output=[y]), "'late'", "topological order")
@@ -206,8 +224,14 @@ def test_scopes_of_subgraphs() -> None:
         return graph_without(node=[*before, choose], input=[flag, x], output=[y])
 
     first = node("Neg", ["x"], ["m"])
-    invalid(with_branch(branch("b", node("Relu", ["x"], ["m"], name="again"), output="m"), first), "'again'", "'m'")
-    invalid(with_branch(branch("b", node("Relu", ["nowhere"], ["t"], name="n"), output="t")), "'n'", "'nowhere'")
+    invalid(
+        with_branch(branch("b", node("Relu", ["x"], ["m"], name="again"), output="m"), first),
+        "'again'",
+        "'m'",
+    )
+    invalid(
+        with_branch(branch("b", node("Relu", ["nowhere"], ["t"], name="n"), output="t")), "'n'", "'nowhere'"
+    )
     invalid(with_branch(branch("b", output="x")), "'x'", "Identity")
     late = with_branch(branch("b", node("Relu", ["later"], ["t"], name="early"), output="t"))
     late.graph.node.append(node("Relu", ["y"], ["later"]))
@@ -236,18 +260,33 @@ def with_tensor(tensor: onnx.TensorProto) -> onnx.ModelProto:
 
 def test_tensors() -> None:
     floats = TensorProto.FLOAT
-    invalid(with_tensor(TensorProto(name="t", data_type=floats, dims=[3], raw_data=b"1234")), "'t'", "12 bytes", "has 4")
-    invalid(with_tensor(TensorProto(name="t", data_type=floats, dims=[1], raw_data=b"12345678")), "'t'", "has 8")
-    invalid(with_tensor(TensorProto(name="t", data_type=floats, dims=[2], float_data=[1])), "'t'", "float_data")
+    invalid(
+        with_tensor(TensorProto(name="t", data_type=floats, dims=[3], raw_data=b"1234")),
+        "'t'",
+        "12 bytes",
+        "has 4",
+    )
+    invalid(
+        with_tensor(TensorProto(name="t", data_type=floats, dims=[1], raw_data=b"12345678")), "'t'", "has 8"
+    )
+    invalid(
+        with_tensor(TensorProto(name="t", data_type=floats, dims=[2], float_data=[1])), "'t'", "float_data"
+    )
     invalid(with_tensor(TensorProto(name="t", data_type=floats, dims=[1], int32_data=[1])), "'t'")
     invalid(
-        with_tensor(TensorProto(name="t", data_type=floats, dims=[1], float_data=[1], raw_data=b"1234")), "both"
+        with_tensor(TensorProto(name="t", data_type=floats, dims=[1], float_data=[1], raw_data=b"1234")),
+        "both",
     )
     invalid(with_tensor(TensorProto(name="t", data_type=floats, dims=[-1])), "'t'", "negative dim")
     invalid(with_tensor(TensorProto(name="t", dims=[0])), "'t'", "no element type")
     invalid(with_tensor(TensorProto(name="t", data_type=99)), "99", kind=UnsupportedModelError)
-    invalid(with_tensor(TensorProto(name="t", data_type=TensorProto.STRING, dims=[2], string_data=[b"a"])), "strings")
-    invalid(with_tensor(TensorProto(name="t", data_type=TensorProto.INT4, dims=[3], raw_data=b"1")), "2 bytes")
+    invalid(
+        with_tensor(TensorProto(name="t", data_type=TensorProto.STRING, dims=[2], string_data=[b"a"])),
+        "strings",
+    )
+    invalid(
+        with_tensor(TensorProto(name="t", data_type=TensorProto.INT4, dims=[3], raw_data=b"1")), "2 bytes"
+    )
     cut = TensorProto(name="t", data_type=floats, dims=[1], float_data=[1])
     cut.segment.begin = 0
     invalid(with_tensor(cut), "'t'", "segments", kind=UnsupportedModelError)
@@ -275,10 +314,16 @@ def test_types() -> None:
     def with_input(value: onnx.ValueInfoProto) -> onnx.ModelProto:
         return graph_without(input=[value], output=[value])
 
-    mapping = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
-    invalid(with_input(helper.make_value_info("m", mapping)), "input 'm'", "map type", kind=UnsupportedModelError)
+    mapping = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    invalid(
+        with_input(helper.make_value_info("m", mapping)), "input 'm'", "map type", kind=UnsupportedModelError
+    )
     nested = helper.make_sequence_type_proto(mapping)
-    invalid(with_input(helper.make_value_info("m", nested)), "input 'm'", "map type", kind=UnsupportedModelError)
+    invalid(
+        with_input(helper.make_value_info("m", nested)), "input 'm'", "map type", kind=UnsupportedModelError
+    )
     opaque = onnx.ValueInfoProto(name="o")
     opaque.type.opaque_type.name = "thing"
     invalid(with_input(opaque), "input 'o'", "opaque type", kind=UnsupportedModelError)
@@ -314,7 +359,12 @@ def test_metadata_key_twice() -> None:
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    for good, bad in ((b"first", b"f\xffrst"), (b"chain", b"c\xfe\xfdin"), (b"Relu", b"R\xfflu"), (b"families", b"\xff" * 8)):
+    for good, bad in (
+        (b"first", b"f\xffrst"),
+        (b"chain", b"c\xfe\xfdin"),
+        (b"Relu", b"R\xfflu"),
+        (b"families", b"\xff" * 8),
+    ):
         path.write_bytes(relu_chain().SerializeToString().replace(good, bad))
         refused(path, InvalidModelError, "UTF-8")
 
@@ -339,8 +389,13 @@ def test_functions() -> None:
     relu = node("Relu", ["A"], ["B"])
     lower(with_functions(function("F", relu)))
     invalid(with_functions(function("F", relu), function("F", relu)), "f::F", "twice")
-    invalid(with_functions(function("F", node("F", ["A"], ["B"], domain="f"))), "f::F -> f::F", "calls itself")
-    ring = [function("F", node("G", ["A"], ["B"], domain="f")), function("G", node("F", ["A"], ["B"], domain="f"))]
+    invalid(
+        with_functions(function("F", node("F", ["A"], ["B"], domain="f"))), "f::F -> f::F", "calls itself"
+    )
+    ring = [
+        function("F", node("G", ["A"], ["B"], domain="f")),
+        function("G", node("F", ["A"], ["B"], domain="f")),
+    ]
     invalid(with_functions(*ring), "f::F -> f::G -> f::F")
     invalid(with_functions(function("F", node("Relu", ["x"], ["B"], name="n"))), "'n'", "'x'")
     invalid(with_functions(function("F", node("Relu", ["A"], ["C"]))), "f::F", "'B'")
