@@ -24,6 +24,7 @@ from graphopt.errors import (
     OptionError,
     PassFailed,
     ProviderError,
+    UnsupportedModelError,
     VerifyError,
 )
 from graphopt.pipeline.instruments import InstrumentStack
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 
 OnError = Literal["raise", "rollback", "stop"]
 
-# What a pass may find out about its options, data or provider only with the model in hand keeps its class,
+# What a pass may find out about options, data, provider or model only with the model in hand keeps its class,
 # and with it its exit code; whatever else a pass raises is a failure of the pass.
-_KEPT = (OptionError, DataError, GateFailed, ProviderError)
+_KEPT = (OptionError, DataError, GateFailed, ProviderError, UnsupportedModelError)
 _TEXT_LIMIT = 500
 
 

@@ -151,13 +151,15 @@ def _check_opsets(planned: Sequence[PlannedStep], opset: int) -> list[PlannedSte
         step = item
         if item.name == UPGRADE_PASS:
             step = _with_target_opset(item, planned[item.index + 1 :], opset)
-            opset = getattr(step.options, "to", None) or opset
-        elif item.pass_.info.min_opset > opset:
+            # A model without the default domain has nothing to upgrade and stays without.
+            opset = opset and (getattr(step.options, "to", None) or opset)
+        elif item.pass_.info.min_opset > max(opset, 1):
             needed = item.pass_.info.min_opset
+            found = f"is at opset {opset} by then" if opset else "does not import the default domain"
             raise PlanError(
-                f"{item.name!r} needs opset {needed} or newer, but the model is at opset {opset} by then",
+                f"{item.name!r} needs opset {needed} or newer, but the model {found}",
                 where=item.title,
-                hint=f"Put {UPGRADE_PASS}{{to={needed}}} before it.",
+                hint=f"Put {UPGRADE_PASS}{{to={needed}}} before it." if opset else "Leave the pass out.",
             )
         result.append(step)
     return result
@@ -172,6 +174,8 @@ def _with_target_opset(item: PlannedStep, later: Sequence[PlannedStep], opset: i
         if other.name == UPGRADE_PASS:
             break
         lowest = max(lowest, other.pass_.info.min_opset)
+    if lowest <= max(opset, 1) or not opset:
+        return item  # nothing asks for a newer one; the pass says so in its report
     try:
         options = build_options(
             type(item.options), {**print_options(item.options), "to": lowest}, owner=item.title

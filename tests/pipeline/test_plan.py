@@ -93,7 +93,7 @@ def test_keeps_the_order_and_prints_back() -> None:
         ),
         ("upgrade-opset{to=17},modern", 13, PlanError, "at opset 17 by then"),
         ("modern,upgrade-opset{to=18}", 13, PlanError, "at opset 13 by then"),
-        ("insert-qdq", 0, PlanError, "at opset 0"),
+        ("upgrade-opset,insert-qdq", 0, PlanError, "does not import the default domain"),
     ],
 )
 def test_a_bad_plan_says_why(text: str, opset: int | None, error: type[GraphoptError], words: str) -> None:
@@ -116,7 +116,8 @@ def test_a_bad_plan_says_why(text: str, opset: int | None, error: type[GraphoptE
             11,
             "upgrade-opset{to=13},insert-qdq,upgrade-opset{to=20},modern",
         ),
-        ("upgrade-opset,plain", 15, "upgrade-opset{to=15},plain"),
+        ("upgrade-opset,plain", 15, "upgrade-opset,plain"),
+        ("upgrade-opset,plain", 0, "upgrade-opset,plain"),
         ("upgrade-opset{to=20},modern", 13, "upgrade-opset{to=20},modern"),
         ("modern", 18, "modern"),
         # Nothing is known of the model: nothing is filled in, nothing is refused.
