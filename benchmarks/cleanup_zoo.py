@@ -1,9 +1,9 @@
 """Node counts after clean-up, next to onnxsim and onnxslim, over the zoo of GRAPHOPT_ASSETS.
 
-For every net of the zoo: materialise its weights, run graphopt's clean-up pipeline, run both peers in their own
-environment (``--python``), count nodes (subgraphs and functions included), and compare graphopt's outputs with
-the original's on onnxruntime without optimisation. The last lines name every net where graphopt leaves more
-nodes than the better peer, and the exit status is 1 if there is one or an output differs.
+For every net of the zoo: materialise its weights, run graphopt's clean-up pipeline, run both peers in their
+own environment (``--python``), count nodes (subgraphs and functions included), and compare graphopt's outputs
+with the original's on onnxruntime without optimisation. The last lines name every net where graphopt leaves
+more nodes than the better peer, and the exit status is 1 if there is one or an output differs.
 
 The peers' environment::
 
@@ -104,9 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     nets = options.nets or sorted(path.stem for path in zoo.glob("*.onnx"))
     materialize = _materializer(zoo)
     rows = []
-    print(
-        f"{'net':28} {'before':>7} {'graphopt':>8} {'onnxsim':>8} {'onnxslim':>8} {'bytes':>7} {'error':>8} {'s':>6}"
-    )
+    heads = ("before", "graphopt", "onnxsim", "onnxslim")
+    print(f"{'net':28} " + " ".join(f"{head:>8}" for head in heads) + f" {'bytes':>7} {'error':>8} {'s':>6}")
     with tempfile.TemporaryDirectory(prefix="graphopt-zoo-") as scratch:
         for net in nets:
             path = Path(scratch) / f"{net}.onnx"
@@ -196,7 +195,7 @@ def _line(row: Row) -> str:
 
     ratio = row.bytes_after / row.bytes_before
     return (
-        f"{row.net:28} {row.nodes_before:7} {row.nodes:8} {peer('onnxsim'):>8} {peer('onnxslim'):>8} "
+        f"{row.net:28} {row.nodes_before:8} {row.nodes:8} {peer('onnxsim'):>8} {peer('onnxslim'):>8} "
         f"{ratio:7.4f} {row.max_error_ratio:8.1e} {row.seconds:6.2f}"
     )
 

@@ -31,8 +31,9 @@ class FoldConstants(Pass):
         max_growth_bytes: int | None = Field(
             None,
             ge=0,
-            description="bytes by which folding may make the file larger in all; none means a hundredth of the "
-            "model's constants, and that only for what is computed from small constants (masks, positions)",
+            description="bytes by which folding may make the file larger in all; none means a hundredth of "
+            "the model's constants, only for what is computed from small constants (masks, positions), and "
+            "besides any result of up to 128 bytes",
         )
         inline_branches: bool = Field(
             default=True, description="replace an If with a constant condition by the branch that it takes"

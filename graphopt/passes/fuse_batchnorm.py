@@ -31,7 +31,8 @@ class FuseBatchnorm(Pass):
 
         arithmetic: bool = Field(
             default=True,
-            description="also fold Add, Sub, Mul and Div by constants of one number a channel (true or false)",
+            description="also fold Add, Sub, Mul and Div by constants of one number a channel "
+            "(true or false)",
         )
         before_conv: bool = Field(
             default=False,

@@ -163,7 +163,7 @@ class _Writer:
 
 
 def _contradicts(declared: _Dim, inferred: _Dim) -> bool:
-    """Return whether a declared dim cannot be the inferred one: another number, or a number for a free dim."""
+    """Return whether a dim is declared as a number that inference finds to be another one, or free."""
     return isinstance(declared, int) and inferred is not None and declared != inferred
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _DOMAINS = ("", "ai.onnx")
 _SHOWN_REFUSALS = 5
+# Up to IR version 3 every initializer had to be an input, and onnxruntime took it for a constant.
+_OVERRIDABLE_IR = 4
 
 
 class UpgradeOpset(Pass):
@@ -64,8 +66,13 @@ class UpgradeOpset(Pass):
             counts = _upgrade(model, edit, current)
         changed = bool(counts)
         if changed:
-            raised = _raise_ir_version(model, options.to)
-            counts = {**counts, **raised}
+            before = model.ir_version
+            counts = {**counts, **_raise_ir_version(model, options.to)}
+            if before < _OVERRIDABLE_IR <= model.ir_version and any(
+                value.is_initializer() for value in model.graph.inputs
+            ):
+                remark = "its initializers are inputs: callers may override them from IR version 4 on"
+                edit.notes.append(("model", remark))
         return Report(changed=changed, counts=counts, skipped=tuple(edit.notes))
 
 

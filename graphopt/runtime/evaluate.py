@@ -36,7 +36,7 @@ def evaluate(model: oir.Model | onnx.ModelProto | bytes, feeds: Arrays) -> dict[
     content = _serialized(model)
     try:
         with open_session(content, optimization="none", where="the constants being folded") as session:
-            outputs = session.run(dict(feeds))
+            outputs = session.run({name: np.asarray(value) for name, value in feeds.items()})
     except ProviderError:
         raise
     except GraphoptError as error:

@@ -170,8 +170,7 @@ class Fusion:
         if conv is None or not rewrite.is_op(conv, "Conv") or conv.inputs[0] is not node.outputs[0]:
             return False
         try:
-            if not _pads_nothing(conv):
-                raise Refusal("the Conv behind it pads, and what it pads with is not normalised")
+            _check_pads(conv)
             linear = read_linear(conv, self._shapes)
             affine = self._before(node, linear)
             self._check_copy(linear, [node], Affine(np.zeros(0), np.zeros(0)))
@@ -234,10 +233,11 @@ def _is_worth_it(linear: Linear, chain: list[oir.Node]) -> bool:
     return not rewrite.is_op(chain[0], *_SHIFTS)
 
 
-def _pads_nothing(conv: oir.Node) -> bool:
+def _check_pads(conv: oir.Node) -> None:
     auto_pad = rewrite.attribute(conv, "auto_pad", "NOTSET")
     pads = rewrite.attribute(conv, "pads", ())
-    return auto_pad == "VALID" or (auto_pad == "NOTSET" and not any(pads))
+    if not (auto_pad == "VALID" or (auto_pad == "NOTSET" and not any(pads))):
+        raise Refusal("the Conv behind it pads, and what it pads with is not normalised")
 
 
 def _fold_inputs(model: Model, linear: Linear, affine: Affine) -> list[oir.Value | None]:

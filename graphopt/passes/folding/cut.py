@@ -6,7 +6,7 @@ than what it frees is not stored; the node stays and its inputs are stored inste
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graphopt.passes.folding import sizes
@@ -47,19 +47,35 @@ class _Freed:
     unpacks: bool
 
 
-def choose(sweep: Sweep, budget_bytes: int, saved_bytes: int) -> Cut:
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """By how much a file may grow.
+
+    Attributes:
+        budget_bytes: What stored values may take in all beyond what they free.
+        saved_bytes: What was saved before. Masks and the like, computed by many nodes from nothing, may use
+            that up too; a stored constant is never unpacked on this account.
+        free_bytes: Values up to this size are stored without asking.
+    """
+
+    budget_bytes: int
+    saved_bytes: int
+    free_bytes: int
+
+
+def choose(sweep: Sweep, allowance: Allowance) -> Cut:
     """Return what to store.
 
     Args:
         sweep: What is foldable.
-        budget_bytes: What stored values may take in all beyond what they free.
-        saved_bytes: What folding has saved elsewhere. Masks and the like, computed by many nodes from
-            nothing, may use that up too; a stored constant is never unpacked on this account.
+        allowance: By how much the file may grow; what this cut saves itself counts as saved.
     """
     generous = _components_that_shrink(sweep)
-    first = _choose(sweep, generous, budget_bytes, 0)
-    saved_bytes += max(0, balance_bytes(sweep, first))
-    return _choose(sweep, generous, budget_bytes, saved_bytes) if first.skipped and saved_bytes else first
+    first = _choose(sweep, generous, replace(allowance, saved_bytes=0))
+    saved = allowance.saved_bytes + max(0, balance_bytes(sweep, first))
+    return (
+        _choose(sweep, generous, replace(allowance, saved_bytes=saved)) if first.skipped and saved else first
+    )
 
 
 def balance_bytes(sweep: Sweep, cut: Cut) -> int:
@@ -75,7 +91,7 @@ def balance_bytes(sweep: Sweep, cut: Cut) -> int:
     return total
 
 
-def _choose(sweep: Sweep, generous: set[oir.Node], budget_bytes: int, saved_bytes: int) -> Cut:
+def _choose(sweep: Sweep, generous: set[oir.Node], allowance: Allowance) -> Cut:
     cut = Cut()
     for node in reversed(sweep.foldable):
         needed = _needed(node, cut.removed)
@@ -87,11 +103,11 @@ def _choose(sweep: Sweep, generous: set[oir.Node], budget_bytes: int, saved_byte
             cut.skipped[node] = "the size of its result is unknown"
             continue
         own = sizes.node_bytes(node)
-        if cost > own and node not in generous:
+        if cost > own and cost > allowance.free_bytes and node not in generous:
             freed = _freed_above(sweep, node, cut)
-            allowed = budget_bytes
+            allowed = allowance.budget_bytes
             if not freed.unpacks and node.op_type not in sizes.GROWING:
-                allowed += saved_bytes
+                allowed += allowance.saved_bytes
             growth = cost - own - freed.total_bytes
             if growth > 0 and growth > allowed - cut.grown_bytes:
                 cut.skipped[node] = _reason(node, cost, own + freed.total_bytes)

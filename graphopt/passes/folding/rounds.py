@@ -12,7 +12,7 @@ from graphopt.ir.collector import collector_paused
 from graphopt.ir.dead import remove_unread
 from graphopt.ir.shapes import Shapes, infer_shapes
 from graphopt.passes.folding.branches import inline_constant_branches
-from graphopt.passes.folding.cut import Cut, balance_bytes, choose
+from graphopt.passes.folding.cut import Allowance, Cut, balance_bytes, choose
 from graphopt.passes.folding.region import evaluate_region
 from graphopt.passes.folding.sweep import Sweep
 from graphopt.passes.folding.targets import simplify_targets
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
 
     Array = npt.NDArray[Any]
+    Shared = dict[tuple[oir.Graph, str, tuple[int, ...], bytes], oir.Value]
 
 _QUANTIZATION_KEY = "quant_parameter_tensor_names"
 """Where onnx-ir keeps the quantization annotation of a value."""
@@ -32,6 +33,9 @@ _QUANTIZATION_KEY = "quant_parameter_tensor_names"
 _AUTOMATIC = 100
 """By default a model may grow by one part in this many of its constants: what lets the attention masks and
 position tables of benchmarks/cleanup_zoo.py be stored, and leaves a model of small constants alone."""
+
+_FREE_BYTES = 128
+"""By default a value up to this size is stored even where the node that computes it takes less."""
 
 _MAX_ROUNDS = 20
 """Each round but the last makes the model smaller; real models take two to four."""
@@ -43,6 +47,8 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
     skipped: dict[oir.Node, str] = {}
     budget_bytes = max_growth_bytes or 0
     saved_bytes = _constant_bytes(model) // _AUTOMATIC if max_growth_bytes is None else 0
+    free_bytes = _FREE_BYTES if max_growth_bytes is None else 0
+    shared: Shared = {}
     with collector_paused():
         for _ in range(_MAX_ROUNDS):
             inlined = inline_constant_branches(model) if inline_branches else []
@@ -52,10 +58,11 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
                 context.invalidate()
             sweep = Sweep(model, lambda: _shapes(model, context))
             sweep.run()
-            cut = _choose(sweep, budget_bytes, saved_bytes)
+            allowance = Allowance(budget_bytes + min(0, saved_bytes), max(0, saved_bytes), free_bytes)
+            cut = _choose(sweep, allowance)
             saved_bytes += balance_bytes(sweep, cut) if cut.stored else 0
             decided = any(rewrite.is_op(user, "If") for value in cut.stored for user in value.consumers())
-            _store(model, sweep, cut, counts)
+            _store(model, sweep, cut, shared, counts)
             simplified = simplify_targets(model, sweep.shapes()) if sweep.derived else []
             counts["targets_simplified"] += len(simplified)
             counts["nodes_removed"] += remove_unread(simplified)
@@ -94,10 +101,10 @@ def _shapes(model: Model, context: Context) -> Shapes:
     return shapes
 
 
-def _choose(sweep: Sweep, budget_bytes: int, saved_bytes: int) -> Cut:
+def _choose(sweep: Sweep, allowance: Allowance) -> Cut:
     """Choose what to store and compute it; what cannot be computed is left alone and the rest chosen anew."""
     while True:
-        cut = choose(sweep, budget_bytes + min(0, saved_bytes), max(0, saved_bytes))
+        cut = choose(sweep, allowance)
         failed = _compute_missing(sweep, cut)
         if not failed:
             return cut
@@ -116,12 +123,10 @@ def _compute_missing(sweep: Sweep, cut: Cut) -> dict[oir.Node, str]:
     for node, wanted in by_node.items():
         region = _region_of(sweep, node)
         inside = {value for inner in region for value in inner.outputs}
-        constants: dict[oir.Value, Array | oir.TensorProtocol] = {}
-        for value in (
-            one for inner in region for one in inner.inputs if one is not None and one not in inside
-        ):
-            if (found := sweep.constant(value)) is not None:
-                constants[value] = found
+        outside = dict.fromkeys(
+            value for inner in region for value in inner.inputs if value is not None and value not in inside
+        )
+        constants = {value: found for value in outside if (found := sweep.constant(value)) is not None}
         result = evaluate_region(region, wanted, constants, sweep.opsets_of(node))
         if result.failed:
             return result.failed
@@ -143,18 +148,13 @@ def _region_of(sweep: Sweep, node: oir.Node) -> list[oir.Node]:
         if current in found:
             continue
         stack.append((current, True))
-        for value in current.inputs:
-            if (
-                value is not None
-                and sweep.constant(value) is None
-                and (above := value.producer()) is not None
-            ):
-                stack.append((above, False))
+        missing = (value for value in current.inputs if value is not None and sweep.constant(value) is None)
+        stack.extend((above, False) for value in missing if (above := value.producer()) is not None)
     return list(found)
 
 
-def _store(model: Model, sweep: Sweep, cut: Cut, counts: Counter[str]) -> None:
-    """Make the stored values constants of their graphs, and remove what computed them."""
+def _store(model: Model, sweep: Sweep, cut: Cut, shared: Shared, counts: Counter[str]) -> None:
+    """Make the stored values constants of their graphs, equal small ones once; remove what computed them."""
     for value in cut.stored:
         producer = value.producer()
         assert producer is not None and producer.graph is not None  # noqa: PT018 - one state, two facts
@@ -163,7 +163,7 @@ def _store(model: Model, sweep: Sweep, cut: Cut, counts: Counter[str]) -> None:
             if not rewrite.replace_value(model, value, new):
                 raise PassFailed("a folded graph output could not be renamed", where=f"value {value.name!r}")
         else:
-            _become_constant(model, producer.graph, value, sweep.arrays[value])
+            _become_constant(model, producer.graph, value, sweep.arrays[value], shared)
     left = [value for node in cut.removed for value in node.inputs if value is not None]
     rewrite.remove_nodes(cut.removed)
     counts["folded"] += len(cut.stored)
@@ -171,8 +171,16 @@ def _store(model: Model, sweep: Sweep, cut: Cut, counts: Counter[str]) -> None:
     counts["nodes_removed"] += remove_unread(left)
 
 
-def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Array) -> None:
-    """Put a constant of the same name in the place of *old*."""
+def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Array, shared: Shared) -> None:
+    """Put a constant of the same name, or an equal one, in the place of *old*."""
+    key = None
+    if array.nbytes <= _FREE_BYTES and array.dtype.kind != "O" and _QUANTIZATION_KEY not in old.meta:
+        key = (graph, str(array.dtype), array.shape, array.tobytes())
+        twin = shared.get(key)
+        if twin is not None and twin.graph is graph:
+            for user, index in old.uses():
+                user.replace_input_with(index, twin)
+            return
     name = old.name or "folded"
     old.name = model.fresh_name(f"{name}_folded")
     new = rewrite.add_initializer(model, graph, name, array)
@@ -182,7 +190,9 @@ def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Arra
         new.metadata_props.update(old.metadata_props)
     if _QUANTIZATION_KEY in old.meta:
         new.meta[_QUANTIZATION_KEY] = old.meta[_QUANTIZATION_KEY]
-    for user, index in tuple(old.uses()):
+    if key is not None:
+        shared[key] = new
+    for user, index in old.uses():
         user.replace_input_with(index, new)
 
 

@@ -160,7 +160,7 @@ class Sweep:
         if node.op_type in _INTEGER_DIVISIONS and not any(
             array is not None and array.dtype.kind == "f" for array in inputs
         ):
-            # An integer division by zero kills the process; it is left to the kernels, once they see both sides.
+            # An integer division by zero kills the process; it is left to the kernels, which see both sides.
             if ready:
                 self.skipped[node] = "the integer division is not defined"
             return
@@ -265,7 +265,7 @@ class Sweep:
             self.drop(node, f"it cannot be evaluated: {reason}")
 
     def _drop_unpacked(self) -> None:
-        """Leave alone evaluated nodes that turn out to unpack a compressed weight, and what follows from them."""
+        """Leave alone evaluated nodes that turn out to unpack a compressed weight, and what follows."""
         for node in list(self.foldable):
             if node.op_type not in {"Cast", "CastLike"} or node in self.deferred:
                 continue

@@ -87,10 +87,10 @@ def _reshape(model: Model, node: oir.Node, shapes: Shapes) -> oir.Value | None:
 def reshape_target(wanted: Dims, have: Dims | None, *, allow_zero: bool) -> list[int] | None:
     """Return a constant Reshape target that is exactly *wanted*, or None where ONNX cannot say it.
 
-    A symbolic element is 0 (copied) where the input has the same dim at the same place; at a size of zero that
-    is what a computed zero means too. A target without such elements may have one -1 (inferred), but only
-    beside positive numbers: where a dim beside it may be zero, what is left to infer is not determined, and
-    runtimes refuse it.
+    A symbolic element is 0 (copied) where the input has the same dim at the same place; at a size of zero
+    that is what a computed zero means too. A target without such elements may have one -1 (inferred), but
+    only beside positive numbers: where a dim beside it may be zero, what is left to infer is not determined,
+    and runtimes refuse it.
 
     Args:
         wanted: Elements of the target; a number, the name of a dim, or None.
