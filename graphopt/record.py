@@ -101,12 +101,19 @@ class LatencyRecord(Record):
 
 
 class ValidationRecord(Record):
-    """Original against result on an execution provider."""
+    """Original against result on one execution provider.
+
+    ``outputs`` holds each output at its worse level; ``levels`` all of them by level of the runtime's own
+    optimizer (``all``, ``none``). ``problems`` says in sentences what did not hold.
+    """
 
     outputs: list[OutputRecord] = Field(default_factory=list)
     latency: LatencyRecord | None = None
     placement: dict[str, Any] = Field(default_factory=dict)
+    provider: str = ""
     feeds: int = 0
+    passed: bool = True
+    problems: list[str] = Field(default_factory=list)
     levels: dict[str, list[OutputRecord]] = Field(default_factory=dict)
 
 

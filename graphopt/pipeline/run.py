@@ -1,0 +1,508 @@
+"""One run from file to file: load, plan, transform, write, validate, and a record of all of it.
+
+The record is filled in as the run goes, so that it tells what happened wherever the run ended. The result
+takes its place only after it was validated; until then nothing that was there is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt.api import Instrument
+from graphopt.errors import DataError, GateFailed, GraphoptError, ProviderError, WorkerError
+from graphopt.pipeline import facts
+from graphopt.pipeline.recipe import Recipe
+from graphopt.pipeline.text import Step, parse, to_text
+from graphopt.pipeline.validation import (
+    Data,
+    choose_providers,
+    compare_files,
+    open_feeds,
+    why_not_executable,
+)
+from graphopt.record import ErrorRecord, ModelFacts, RunRecord, RunStatus, ValidationRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from graphopt.api import Gate, StepView
+    from graphopt.ir import ExternalData, Model
+    from graphopt.pipeline.manager import Manager, ManagerResult, OnError
+    from graphopt.pipeline.plan import Plan
+    from graphopt.pipeline.plugins import Registry
+    from graphopt.runtime.session import Feeds
+    from graphopt.targets import Target
+
+Pipeline = str | Recipe | Sequence[Step]
+"""Pipeline text, a recipe, or steps."""
+
+
+class Watch(Instrument):
+    """Told how a run is going: an instrument of its steps, and of what comes before and behind them."""
+
+    def before(self, step: StepView, model: Model) -> None:
+        """Turn to the step."""
+        del model
+        self.stage(f"step {step.index + 1}: {step.name}")
+
+    def stage(self, text: str) -> None:
+        """Called when the run turns to something else."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Called when *done* of *total* parts of the stage are finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """All that a run is told.
+
+    Attributes:
+        model: Path of a model, or a model, which is not changed.
+        pipeline: What to do.
+        out: Where to write the result; None writes nothing.
+        data: Feeds for validation, or where they come from; None for seeded random ones.
+        samples: Take the first so many feeds.
+        target: Name of what to compile for.
+        providers: What to validate on; the target's provider by default.
+        dims: Sizes bound to symbolic dims.
+        seed: Seed for everything random.
+        on_error: What to do when a step fails.
+        gates: Gates besides those of a recipe.
+        external: Where the bytes of large tensors go.
+        validate: Whether to compare the result with the original; None means where it is written and differs.
+        isolate: Run each pass in a child process.
+        local_plugins: A one-file plugin to load.
+        registry: Plugins, where they are loaded already.
+        reproducer: Folder to write on failure; None writes none.
+        instruments: Watchers of steps.
+        watch: Watcher of the run as a whole.
+        command: Name of the command in the record.
+    """
+
+    model: Model | Path
+    pipeline: Pipeline
+    out: Path | None = None
+    data: Data | None = None
+    samples: int | None = None
+    target: str = "ort-cpu"
+    providers: tuple[str, ...] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    on_error: OnError = "raise"
+    gates: tuple[Gate, ...] = ()
+    external: ExternalData | None = None
+    validate: bool | None = None
+    isolate: bool = False
+    local_plugins: Path | None = None
+    registry: Registry | None = None
+    reproducer: Path | None = None
+    instruments: tuple[Instrument, ...] = ()
+    watch: Watch = field(default_factory=Watch)
+    command: str = "run"
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        record: What happened, complete whatever happened.
+        model: The transformed model; None where there is none.
+        files: The files written.
+        error: The first failure.
+        reproducer: The folder that repeats it, where one was written.
+    """
+
+    record: RunRecord
+    model: Model | None = None
+    files: tuple[Path, ...] = ()
+    error: GraphoptError | None = None
+    reproducer: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        model: The transformed model.
+        report: What was done, how long it took, how the result compares.
+        files: The files written.
+    """
+
+    model: Model
+    report: RunRecord
+    files: tuple[Path, ...] = ()
+
+
+def run(
+    model: Model | str | os.PathLike[str],
+    pipeline: Pipeline,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    data: Data | None = None,
+    samples: int | None = None,
+    target: str = "ort-cpu",
+    providers: Sequence[str] = (),
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+    on_error: OnError = "raise",
+    gates: Sequence[Gate] = (),
+    external: ExternalData | None = None,
+    validate: bool | None = None,
+    isolate: bool = False,
+    local_plugins: str | os.PathLike[str] | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> Result:
+    """Transform *model* by *pipeline*; see :class:`RunRequest` for the arguments.
+
+    *model* is never changed. With ``on_error`` of ``rollback`` or ``stop`` a failed step is in the report
+    (``report.error``) and the result holds what was committed; all other failures are raised.
+
+    Raises:
+        GraphoptError: Whatever ended the run; nothing was written.
+    """
+    outcome = execute(
+        RunRequest(
+            model=Path(model) if isinstance(model, str | os.PathLike) else model,
+            pipeline=pipeline,
+            out=None if out is None else Path(out),
+            data=data,
+            samples=samples,
+            target=target,
+            providers=tuple(providers),
+            dims=dict(dims or {}),
+            seed=seed,
+            on_error=on_error,
+            gates=tuple(gates),
+            external=external,
+            validate=validate,
+            isolate=isolate,
+            local_plugins=None if local_plugins is None else Path(local_plugins),
+            instruments=tuple(instruments),
+        )
+    )
+    if outcome.model is None:
+        assert outcome.error is not None
+        raise outcome.error
+    return Result(outcome.model, outcome.record, outcome.files)
+
+
+def execute(request: RunRequest) -> Outcome:
+    """Carry out *request*; a failure is in the outcome, not raised. An interrupt is raised."""
+    outcome = Outcome(
+        RunRecord(
+            command=request.command, versions=facts.versions(), target=request.target, seed=request.seed
+        )
+    )
+    try:
+        with contextlib.ExitStack() as stack:
+            _Run(request, outcome, stack).execute()
+    except GraphoptError as error:
+        if outcome.error is None:
+            outcome.error = error
+        # A failure behind the steps takes the result with it, whatever failed first.
+        outcome.model, outcome.files, outcome.record.output = None, (), None
+    settle(outcome.record, outcome.error)
+    return outcome
+
+
+def settle(record: RunRecord, error: GraphoptError | None) -> None:
+    """Write status, exit code and error into *record*; without an error the status stays."""
+    if error is None:
+        return
+    status: RunStatus = "gate_failed" if error.exit_code == GateFailed.exit_code else "failed"
+    record.status = status
+    record.exit_code = error.exit_code
+    record.error = ErrorRecord(
+        type=type(error).__name__, where=error.where, message=error.message, hint=error.hint
+    )
+
+
+class _Run:
+    """The state of one run; each method is one part of the arrow."""
+
+    def __init__(self, request: RunRequest, outcome: Outcome, stack: contextlib.ExitStack) -> None:
+        self.request = request
+        self.outcome = outcome
+        self.record = outcome.record
+        self.stack = stack
+        self.watch = request.watch
+
+    def execute(self) -> None:
+        from graphopt.pipeline.plan import make_gates, make_plan
+        from graphopt.targets import load_target
+
+        request, record = self.request, self.record
+        steps, gate_steps = _steps_of(request.pipeline)
+        record.pipeline = to_text(steps)
+        registry = self._plugins()
+        target = load_target(request.target, dict(registry.targets))
+        if request.out is not None:
+            self._check_out(request.out)
+        make_plan(steps, registry)  # names and options are judged before a large file is read
+        gates = (*request.gates, *make_gates(gate_steps, registry))
+        self.watch.stage("reading the model")
+        model = self._load()
+        plan = make_plan(steps, registry, model.opset)
+        record.pipeline = plan.text
+        names, warnings = choose_providers(request.providers, target)
+        record.providers = list(names)
+        record.warnings += warnings
+        feeds = self._given_feeds(model, registry)
+        record.input = self._input_facts(model)
+        result = self._transform(model, plan, gates, registry, target)
+        record.steps = result.steps
+        record.warnings += result.warnings
+        self.outcome.error = result.error
+        self.outcome.reproducer = result.reproducer
+        if result.model is None:
+            return
+        self.outcome.model = result.model
+        self._finish(result, plan, gates, feeds, registry, target)
+
+    def _plugins(self) -> Registry:
+        from graphopt.pipeline.plugins import load_plugins
+
+        registry = self.request.registry or load_plugins(self.request.local_plugins)
+        self.record.warnings += registry.warnings
+        return registry
+
+    def _check_out(self, out: Path) -> None:
+        from graphopt.ir.files import check_target
+
+        model = self.request.model
+        source = [model] if isinstance(model, Path) else list(facts.source_files(model))
+        check_target(out, iter(source))
+
+    def _load(self) -> Model:
+        from graphopt.ir import load
+
+        model = self.request.model
+        return load(model) if isinstance(model, Path) else model
+
+    def _reload(self) -> Model:
+        from graphopt.ir import load
+
+        model = self.request.model
+        return load(model) if isinstance(model, Path) else model.clone()
+
+    def _input_facts(self, model: Model) -> ModelFacts:
+        request = self.request
+        if isinstance(request.model, Path):
+            return facts.model_facts(model, request.model, facts.source_files(model), request.dims)
+        return facts.facts_in_memory(model, request.dims)
+
+    def _given_feeds(self, model: Model, registry: Registry) -> Iterable[Feeds] | None:
+        """Open the data that was given, so that bad data ends the run before anything runs."""
+        request = self.request
+        if request.data is None:
+            if request.samples is not None:
+                self.record.warnings.append("--samples has no effect without --data")
+            return None
+        feeds, warnings = self._open_feeds(model, registry)
+        self.record.warnings += warnings
+        return feeds
+
+    def _open_feeds(self, model: Model, registry: Registry) -> tuple[Iterable[Feeds], tuple[str, ...]]:
+        request = self.request
+        return open_feeds(
+            model,
+            request.data,
+            samples=request.samples if request.data is not None else None,
+            seed=request.seed,
+            dims=request.dims,
+            registry=registry,
+        )
+
+    def _transform(
+        self, model: Model, plan: Plan, gates: Sequence[Gate], registry: Registry, target: Target
+    ) -> ManagerResult:
+        request = self.request
+        manager = self._manager(registry, target)
+        return manager.run(
+            model,
+            plan,
+            gates=gates,
+            on_error=request.on_error,
+            keep_input=not isinstance(request.model, Path),
+            verified=isinstance(request.model, Path),  # load has just verified what it read
+            reload=self._reload,
+            reproducer=request.reproducer,
+        )
+
+    def _manager(self, registry: Registry, target: Target) -> Manager:
+        from graphopt.pipeline.isolate import Isolation
+        from graphopt.pipeline.manager import Manager
+
+        request = self.request
+        isolation = None
+        if request.isolate:
+            isolation = Isolation(Path(self.stack.enter_context(tempfile.TemporaryDirectory())))
+        return Manager(
+            registry,
+            target=target,
+            dims=request.dims,
+            seed=request.seed,
+            instruments=(self.watch, *request.instruments),
+            progress=self.watch.progress,
+            isolation=isolation,
+        )
+
+    def _finish(
+        self,
+        result: ManagerResult,
+        plan: Plan,
+        gates: Sequence[Gate],
+        feeds: Iterable[Feeds] | None,
+        registry: Registry,
+        target: Target,
+    ) -> None:
+        """Write and validate; the result replaces what was there only if it holds."""
+        from graphopt.ir.emit import DEFAULT_EXTERNAL, save
+
+        request, record, model = self.request, self.record, result.model
+        assert model is not None
+        if not result.changed:
+            record.status = "unchanged"
+        wanted = request.validate
+        if wanted is None:
+            # What no step changed is written as it was read: there is nothing to compare.
+            wanted = result.changed and request.out is not None
+
+        def check(written: Path) -> None:
+            if wanted:
+                self._validate(written, feeds, plan, gates, registry, target)
+
+        if request.out is None:
+            if wanted:
+                with tempfile.TemporaryDirectory() as scratch:
+                    written = Path(scratch) / "model.onnx"
+                    save(model, written)
+                    check(written)
+            record.output = facts.facts_in_memory(model, request.dims)
+            return
+        self.watch.stage("writing the model")
+        external = request.external or DEFAULT_EXTERNAL
+        self.outcome.files = save(model, request.out, external=external, check=check)
+        record.output = facts.model_facts(model, request.out, self.outcome.files, request.dims)
+
+    def _validate(
+        self,
+        written: Path,
+        feeds: Iterable[Feeds] | None,
+        plan: Plan,
+        gates: Sequence[Gate],
+        registry: Registry,
+        target: Target,
+    ) -> None:
+        original = self._original_file()
+        is_random = feeds is None
+        if feeds is None:
+            feeds, warnings = self._open_feeds(self._reload(), registry)
+            self.record.warnings += warnings
+        records: list[ValidationRecord] = []
+        try:
+            for provider in self.record.providers:
+                validation = self._compare(original, written, feeds, provider)
+                if validation is None:
+                    continue
+                records.append(validation)
+                if not validation.passed:
+                    raise GateFailed(
+                        f"the result differs from the original: {'; '.join(validation.problems)}",
+                        where=f"validation on {provider}",
+                        hint="Nothing was written. Narrow the pipeline down, or bind real data with --data."
+                        if is_random
+                        else "Nothing was written. Narrow the pipeline down, step by step.",
+                    )
+        except GraphoptError as error:
+            self._leave_reproducer(error, plan, gates, target)
+            raise
+        finally:
+            if records:
+                self.record.validation = next((each for each in records if not each.passed), records[0])
+            if len(records) > 1:
+                self.record.extra["validations"] = {each.provider: each.model_dump() for each in records}
+
+    def _compare(
+        self, original: Path, written: Path, feeds: Iterable[Feeds], provider: str
+    ) -> ValidationRecord | None:
+        """Compare on one provider; None, with a warning, where the original itself cannot be run."""
+        self.watch.stage(f"validating on {provider}")
+        try:
+            record, warnings = compare_files(
+                original,
+                written,
+                feeds,
+                provider=provider,
+                dims=self.request.dims,
+                on_progress=self.watch.progress,
+            )
+        except (ProviderError, DataError, WorkerError) as error:
+            blame = why_not_executable(original, feeds, provider=provider, dims=self.request.dims)
+            if blame is None:
+                raise GateFailed(
+                    f"the original runs, the result does not: {error.message}",
+                    where=f"validation on {provider}",
+                    hint=error.hint,
+                ) from error
+            if isinstance(blame, DataError) and self.request.data is not None:
+                raise blame from error
+            self.record.warnings.append(
+                f"the result is not validated on {provider}, because the original cannot be run: {blame}"
+            )
+            return None
+        self.record.warnings += (each for each in warnings if each not in self.record.warnings)
+        return record
+
+    def _original_file(self) -> Path:
+        from graphopt.ir.emit import save
+
+        model = self.request.model
+        if isinstance(model, Path):
+            return model
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        save(model, folder / "original.onnx")
+        return folder / "original.onnx"
+
+    def _leave_reproducer(
+        self, error: GraphoptError, plan: Plan, gates: Sequence[Gate], target: Target
+    ) -> None:
+        from graphopt.pipeline.reproducer import write_reproducer
+
+        request = self.request
+        if request.reproducer is None or self.outcome.reproducer is not None:
+            return
+        try:
+            self.outcome.reproducer = write_reproducer(
+                request.reproducer,
+                model=self._reload(),
+                steps=plan.steps,
+                gates=gates,
+                error=error,
+                settings={
+                    "target": target.name,
+                    "dims": dict(request.dims),
+                    "seed": request.seed,
+                    "on_error": request.on_error,
+                    "isolate": request.isolate,
+                },
+                local_plugins=request.local_plugins,
+            )
+        except (GraphoptError, OSError) as problem:
+            self.record.warnings.append(f"no reproducer could be written: {problem}")
+
+
+def _steps_of(pipeline: Pipeline) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    if isinstance(pipeline, str):
+        return parse(pipeline), ()
+    if isinstance(pipeline, Recipe):
+        return pipeline.steps, pipeline.gates
+    return tuple(pipeline), ()
