@@ -281,7 +281,9 @@ class _Run:
         if not report.changed:
             record.status = "unchanged"
             return report
-        self.context.invalidate(planned.pass_.info.preserves)
+        # A child hands back new objects, which no analysis of the old ones speaks of.
+        preserved = planned.pass_.info.preserves if self.manager.isolation is None else ()
+        self.context.invalidate(frozenset(preserved))
         with _timed(record.times_s, "gate"):
             self.judge(planned, record)
         record.status = "committed"

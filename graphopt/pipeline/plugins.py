@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import os
 import re
@@ -18,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 import pluggy
@@ -29,7 +29,6 @@ from graphopt.pipeline.options import option_problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
     from graphopt.calibrate.sources import DataSource, SourceRequest
     from graphopt.record import RunRecord
@@ -271,7 +270,7 @@ class _Loader:
             other = next(info for info in self.infos if info.name == found.name)
             raise PluginError(
                 f"two plugins are called {found.name!r}, one from {other.origin} and one from {found.origin}",
-                hint="Uninstall one of them.",
+                hint=f"Uninstall one of them or name it in {DISABLE_VARIABLE}.",
             )
         try:
             self.manager.register(plugin, found.name)
@@ -364,13 +363,16 @@ def _import_file(path: Path) -> ModuleType:
     # so that objects of the module can be pickled into a child that loads the same file.
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"graphopt_local_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=None)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise _Rejected("it is not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    # Compiled here and not by the import system, which would leave a cache beside the user's file and trust
+    # one that is less than a second older than an edit.
+    code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(code, module.__dict__)  # noqa: S102 - the user named this file to have it executed
     except BaseException:
         del sys.modules[name]
         raise
@@ -423,6 +425,13 @@ def _check_pass(name: str, value: object) -> Sequence[str]:
     if not isinstance(info, PassInfo):
         return (f"its info is {info!r}, expected a PassInfo",)
     problems = [] if info.name == name else [f"its info says {info.name!r}, but it is registered as {name!r}"]
+    for part in ("requires", "provides", "conflicts", "preserves"):
+        names: object = getattr(info, part)
+        if not isinstance(names, set | frozenset) or not all(isinstance(each, str) for each in names):
+            problems.append(f"its info.{part} is {names!r}, expected a set of texts")
+    min_opset: object = info.min_opset
+    if not isinstance(min_opset, int):
+        problems.append(f"its info.min_opset is {min_opset!r}, expected a whole number")
     if inspect.isabstract(value):
         problems.append("it does not implement run()")
     return (*problems, *_check_options(value.Options))

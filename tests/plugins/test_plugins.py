@@ -116,6 +116,16 @@ def test_two_files_of_one_stem_do_not_meet(tmp_path: Path) -> None:
     assert sys.modules[first.__module__].__file__ == str(tmp_path / "a" / "mine.py")
 
 
+def test_an_edited_file_is_read_anew_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = local(tmp_path, REGISTER)
+    assert load_plugins(path).passes["mine"].info.summary == "Do nothing."
+    stamp = path.stat()
+    path.write_text(path.read_text().replace("Do nothing.", "Do NOTHING."))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert load_plugins(path).passes["mine"].info.summary == "Do NOTHING."
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.py"]
+
+
 def test_every_kind_can_be_registered(tmp_path: Path) -> None:
     registry = load_plugins(
         local(
@@ -215,6 +225,14 @@ REFUSED = [
     ),
     ("Mine.info = None\n\n\n" + REGISTER, "its info is None, expected a PassInfo"),
     ("class Half(Pass):\n    info = Mine.info\n\n\nMine = Half\n" + REGISTER, "it does not implement run()"),
+    (
+        "Mine.info = PassInfo(name='mine', summary='', requires='qdq')\n\n\n" + REGISTER,
+        "its info.requires is 'qdq', expected a set of texts",
+    ),
+    (
+        "Mine.info = PassInfo(name='mine', summary='', min_opset='13')\n\n\n" + REGISTER,
+        "its info.min_opset is '13', expected a whole number",
+    ),
     ("Mine.Options = dict\n\n\n" + REGISTER, "expected a subclass of graphopt.api.PassOptions"),
 ]  # fmt: skip
 
