@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Names follow --ep; the second column is onnxruntime's own name.
 _ORT_NAMES = {
     "acl": "ACLExecutionProvider",
+    "armnn": "ArmNNExecutionProvider",
     "azure": "AzureExecutionProvider",
     "cann": "CANNExecutionProvider",
     "coreml": "CoreMLExecutionProvider",

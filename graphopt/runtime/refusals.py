@@ -40,6 +40,7 @@ _INVALID = (
     "not in topological order",
     "External data",
     "external data",
+    "cannot get file size",
 )
 
 

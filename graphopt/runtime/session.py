@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +128,7 @@ class Session:
         self.where = where
         self.provider = provider
         self._ort = ort
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: weakref.finalize[..., Session] | None = None  # removes the folder of a profile
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = threads
@@ -179,8 +181,7 @@ class Session:
     def close(self) -> None:
         """Remove the folder that a recording session may have made."""
         if self._scratch is not None:
-            self._scratch.cleanup()
-            self._scratch = None
+            self._scratch()
 
     def run(self, feeds: Feeds) -> dict[str, Value]:
         """Run the model once and return its outputs by name, in order.
@@ -239,9 +240,10 @@ class Session:
         if hasattr(self._ort.InferenceSession, "get_provider_graph_assignment_info"):
             options.add_session_config_entry(_RECORD_PLACEMENT, "1")
             return
-        self._scratch = tempfile.TemporaryDirectory(prefix="graphopt-profile-")
+        folder = tempfile.mkdtemp(prefix="graphopt-profile-")
+        self._scratch = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
+        options.profile_file_prefix = str(Path(folder) / "profile")
 
     def _check_names(self, feeds: Feeds) -> None:
         missing = [info.name for info in self.inputs if info.name not in feeds]

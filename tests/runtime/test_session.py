@@ -21,7 +21,7 @@ from graphopt.errors import (
 )
 from graphopt.runtime import providers, refusals, session
 from graphopt.runtime.session import open_session
-from tests.runtime.models import FLOAT, model, unary, write
+from tests.runtime.models import FLOAT, Declared, model, unary, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,10 +86,11 @@ def test_element_types_pass_through_unchanged(number: int, dtype: type, optimiza
 @pytest.mark.parametrize("length", [0, 1, 4, 5])
 def test_packed_types_go_in_and_out(number: int, dtype: type, values: list[int], length: int) -> None:
     nodes = [
-        helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
-        helper.make_node("Cast", ["f"], ["y"], to=number),
+        helper.make_node("DequantizeLinear", ["x", "one"], ["f"]),
+        helper.make_node("QuantizeLinear", ["f", "one"], ["y"], output_dtype=number),
     ]
-    proto = model(nodes, [("x", number, [length])], [("f", FLOAT, [length]), ("y", number, [length])])
+    outputs: list[Declared] = [("f", FLOAT, [length]), ("y", number, [length])]
+    proto = model(nodes, [("x", number, [length])], outputs, {"one": np.array(1, np.float32)})
     result = run(proto, x=np.array(values[:length]).astype(dtype))
     np.testing.assert_array_equal(result["f"], values[:length])
     np.testing.assert_array_equal(result["y"].astype(int), values[:length])  # type: ignore[attr-defined]  # an array
@@ -271,7 +272,7 @@ def test_placement_names_every_node() -> None:
     ]
     proto = model(nodes, [("x", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])])
     opened = open_session(proto.SerializeToString(), record_placement=True)
-    opened.run({"x": X})
+    opened.run({"x": X})  # where the runtime cannot record, only nodes that ran are known
     assert {(each.node, each.op_type, each.provider) for each in opened.placement()} == {
         ("n1", "Relu", "cpu"),
         ("n2", "Exp", "cpu"),
