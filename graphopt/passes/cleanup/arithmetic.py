@@ -205,10 +205,6 @@ def cast_like_to_cast(bench: Workbench, node: oir.Node) -> bool:
     target = bench.facts.dtype(input_at(node, 1))
     if target is None or has_reference(node):
         return False
-    if target.name.startswith("FLOAT8") and "saturate" not in node.attributes:
-        # Both saturate by default, but onnxruntime expands CastLike without passing the default on.
-        bench.skip(node, "runtimes disagree on whether it saturates where it does not say so")
-        return False
     node.op_type = "Cast"
     node.attributes["to"] = oir.AttrInt64("to", int(target))
     bench.drop_inputs(node, 1)
