@@ -205,7 +205,7 @@ class SparseTensor(_FrozenTensor):
         places = to_array(self.indices)
         if places.ndim == 2:
             inside = bool(((places >= 0) & (places < np.array(self._dims, np.int64))).all())
-            strides = np.cumprod([1, *self._dims[:0:-1]], dtype=np.int64)[::-1]
+            strides = np.cumprod([1, *self._dims[:0:-1]], dtype=np.int64)[::-1][: len(self._dims)]
             places = places @ strides if inside else places
         else:
             inside = bool(((places >= 0) & (places < self.size)).all())
