@@ -8,6 +8,7 @@ import pytest
 
 from graphopt.errors import DataError, OptionError, PassFailed, WorkerError
 from graphopt.ir.emit import emit
+from graphopt.ir.lower import load
 from graphopt.pipeline.isolate import Isolation
 from graphopt.pipeline.manager import Manager, ManagerResult
 from graphopt.pipeline.plugins import load_plugins
@@ -88,3 +89,19 @@ def test_errors_are_the_same(plugin: Path, text: str, error: type[Exception], wo
     assert type(result.error) is error
     assert words in str(result.error)
     assert str(result.error).count("step 2") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["silero_vad.onnx", "stories260k_llama_ts.onnx", "gtcrn_simple.onnx"])
+def test_real_models_come_out_the_same(assets: Path, tmp_path: Path, name: str) -> None:
+    known = load_plugins()
+    text = "canonicalize,fold-constants,eliminate-dead,deduplicate"
+    written = []
+    for isolation in (None, Isolation(tmp_path)):
+        model = load(assets / "models" / name)
+        manager = Manager(known, target=load_target("ort-cpu"), isolation=isolation)
+        result = manager.run(model, plan_of(text, known, model.opset), keep_input=False)
+        assert result.error is None
+        assert result.model is not None
+        written.append(bytes(emit(result.model).SerializeToString(deterministic=True)))
+    assert written[0] == written[1]
