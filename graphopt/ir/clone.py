@@ -16,7 +16,7 @@ from graphopt.ir.meta import peek_meta, peek_props
 from graphopt.ir.tensors import freeze_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 def clone_store(store: oir.Model) -> oir.Model:
@@ -37,6 +37,23 @@ def clone_store(store: oir.Model) -> oir.Model:
     )
     _copy_meta(store, clone)
     return clone
+
+
+def clone_value(value: oir.Value) -> oir.Value:
+    """Return a copy of *value* that no node produces or uses; its tensor is shared and frozen."""
+    return _Cloner().value(value)
+
+
+def clone_attribute(attribute: oir.Attr, captured: Mapping[oir.Value, oir.Value]) -> oir.Attr:
+    """Return a copy of *attribute*; bodies in it read what *captured* maps their outer values to."""
+    cloner = _Cloner()
+    cloner._values.update(captured)  # noqa: SLF001 - the class is this module's own
+    return cloner._attribute(attribute)  # noqa: SLF001 - as above
+
+
+def copy_meta(old: Any, new: Any) -> None:  # noqa: ANN401 - as _props
+    """Copy everything remembered about a model, graph, node, value or attribute to another one."""
+    _copy_meta(old, new)
 
 
 def _props(thing: Any) -> dict[str, str] | None:  # noqa: ANN401 - model, graph, node or value
