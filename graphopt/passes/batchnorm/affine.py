@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
-_DEFAULT_EPSILON = 1e-5
+_DEFAULT_EPSILON = float(np.float32(1e-5))  # attributes are single precision
 _MAX_DEPTH = 16
 
 

@@ -10,7 +10,14 @@ from graphopt.api import Report
 from graphopt.ir import rewrite, tensors
 from graphopt.ir.dead import remove_unread
 from graphopt.passes.batchnorm.affine import Affine, Place, Refusal, affine_of, check_inference
-from graphopt.passes.batchnorm.linear import LINEAR, Linear, copy_costs_bytes, fold_into, read_linear
+from graphopt.passes.batchnorm.linear import (
+    LINEAR,
+    Linear,
+    copy_costs_bytes,
+    fold_into,
+    read_linear,
+    successor,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +116,7 @@ class Fusion:
         results = [affine]
         value = linear.node.outputs[0]
         while True:
-            user = rewrite.sole_user(value)
+            user = _sole_user(value)
             if user is None:
                 self._refuse(
                     value.consumers(), "others read what it normalises, or it is an output of the graph"
@@ -156,6 +163,10 @@ class Fusion:
             for key, text in node.metadata_props.items():
                 linear.node.metadata_props.setdefault(key, text)
             released.extend(value for value in node.inputs if value is not linear.node.outputs[0])
+        for value in (output for node in chain[:-1] for output in node.outputs):
+            for user, index in value.uses():
+                if _observes(user, value):
+                    user.replace_input_with(index, linear.node.outputs[0])
         rewrite.replace_value(self._model, last.outputs[0], result)
         inner = {value for node in chain for value in node.outputs}
         rewrite.remove_nodes(chain)
@@ -221,6 +232,23 @@ class Fusion:
         return f"it follows {producer.op_type}, which has no weights to fold it into"
 
 
+def _sole_user(value: oir.Value) -> oir.Node | None:
+    """Return the only node that reads the numbers of *value*, or None where others do.
+
+    What asks for its type or shape only may as well ask the operator in front: neither changes.
+    """
+    if value.is_graph_output():
+        return None
+    readers = [node for node in value.consumers() if not _observes(node, value)]
+    return readers[0] if len(readers) == 1 and readers[0].graph is value.graph else None
+
+
+def _observes(node: oir.Node, value: oir.Value) -> bool:
+    if rewrite.is_op(node, "Shape", "Size"):
+        return True
+    return rewrite.is_op(node, "CastLike") and node.inputs[0] is not value
+
+
 def _own_bytes(value: oir.Value) -> int:
     tensor = tensors.constant_of(value)
     return tensors.nbytes(tensor) if tensor is not None and len(value.uses()) == 1 else 0
@@ -258,8 +286,9 @@ def _fold_inputs(model: Model, linear: Linear, affine: Affine) -> list[oir.Value
     sums = (wide * spread(affine.shift)).sum(axis=tuple(range(1, weight.ndim)))
     bias = (linear.bias + sums).astype(weight.dtype)
     released = [linear.weight, rewrite.input_at(node, 2)]
-    node.replace_input_with(1, rewrite.add_initializer(model, graph, linear.weight.name or "weight", scaled))
+    hint = f"{linear.weight.name}_bias"
+    node.replace_input_with(1, successor(model, node, linear.weight, scaled))
     if len(node.inputs) < 3:
         node.resize_inputs(3)
-    node.replace_input_with(2, rewrite.add_initializer(model, graph, f"{linear.weight.name}_bias", bias))
+    node.replace_input_with(2, rewrite.add_initializer(model, graph, hint, bias))
     return released

@@ -131,8 +131,7 @@ def fold_into(model: Model, linear: Linear, affine: Affine) -> tuple[list[oir.Va
     Raises:
         Refusal: A weight or bias would not be finite in its type; nothing is changed then.
     """
-    node, graph = linear.node, linear.node.graph
-    assert graph is not None
+    node = linear.node
     old = tensors.to_array(_tensor(linear.weight))
     weight = _scaled(linear, old, affine)
     with np.errstate(all="ignore"):
@@ -142,14 +141,12 @@ def fold_into(model: Model, linear: Linear, affine: Affine) -> tuple[list[oir.Va
     if not np.isfinite(bias.astype(np.float64)).all():
         raise Refusal("the bias overflows its type")
     released: list[oir.Value | None] = []
-    if not np.array_equal(affine.scale, np.ones_like(affine.scale)):
-        released.append(linear.weight)
-        node.replace_input_with(
-            1, rewrite.add_initializer(model, graph, linear.weight.name or "weight", weight)
-        )
     if linear.holds_bias:
         released.append(rewrite.input_at(node, 2))
         _set_bias(model, node, bias, linear)
+    if not np.array_equal(affine.scale, np.ones_like(affine.scale)):
+        released.append(linear.weight)
+        node.replace_input_with(1, successor(model, node, linear.weight, weight))
     return released, bias
 
 
@@ -178,14 +175,31 @@ def _scaled(linear: Linear, weight: Array, affine: Affine) -> Array:
         return np.asarray((weight.astype(np.float64) * scale).astype(weight.dtype))
 
 
+def successor(model: Model, node: oir.Node, old: oir.Value, content: Array) -> oir.Value:
+    """Return a constant for *node* to read instead of *old*; it has the same name where only *node* read that."""
+    graph = node.graph
+    assert graph is not None
+    new = rewrite.add_initializer(model, graph, old.name or "weight", content)
+    if len(old.uses()) == 1 and not old.is_graph_output() and old.name:
+        name = old.name
+        old.name = model.fresh_name(f"{name}_replaced")
+        new.name = name
+        new.doc_string = old.doc_string
+        new.metadata_props.update(old.metadata_props)
+    return new
+
+
 def _set_bias(model: Model, node: oir.Node, bias: Array, linear: Linear) -> None:
     graph = node.graph
     assert graph is not None
     old = rewrite.input_at(node, 2)
     if old is None and not bias.any():
         return
-    hint = (old.name if old is not None else "") or f"{linear.weight.name}_bias"
+    if old is not None:
+        new = successor(model, node, old, bias)
+    else:
+        new = rewrite.add_initializer(model, graph, f"{linear.weight.name}_bias", bias)
     if len(node.inputs) < 3:
         node.resize_inputs(3)
-    node.replace_input_with(2, rewrite.add_initializer(model, graph, hint, bias))
+    node.replace_input_with(2, new)
     node.attributes.pop("beta", None)
