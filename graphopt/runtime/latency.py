@@ -122,6 +122,7 @@ def measure_here(
             cost = sum(count * seconds for count, seconds in repeats)
             trials, rounds, full = _affordable(trials, rounds, cost, budget_s)
         samples.append(_trial(runs, [count for count, _ in repeats], rounds, clock))
+        runs.clear()  # or the sessions of two trials would be in memory at once
         trial += 1
         worker.progress(trial, trials)
     medians = [tuple(map(statistics.median, each)) for each in samples]

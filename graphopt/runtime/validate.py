@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from graphopt.runtime.session import Feeds, Level
+    from graphopt.runtime.session import Feeds, Level, Value
 
 LEVELS: tuple[Level, ...] = ("all", "none")
 """Levels of onnxruntime's optimizer: ORT_ENABLE_ALL, as models are deployed, and ORT_DISABLE_ALL."""
@@ -32,6 +32,7 @@ LEVELS: tuple[Level, ...] = ("all", "none")
 TIMEOUT_S = 3600.0
 _ROUNDING_DB = 80.0  # float32 rounding in another order leaves more than this
 _GAP_DB = 20.0
+_KEPT_BYTES = 64 << 20  # of the original's outputs, for the second level
 _MOST_NODES = 2000  # nodes listed one by one in a placement; the counts cover all
 
 
@@ -296,35 +297,59 @@ def _compare(
     *free* names the dims that a user could bind where the original refuses a feed.
     """
     worker.stage(f"opening the original {original}")
-    reference = _open_reference(original, provider)
-    candidates: dict[Level, Session] = {}
-    for level in LEVELS:
+    reference = _Reference(_open_reference(original, provider), free)
+    compared = _Compared({}, [], {})
+    total = len(feeds) * len(LEVELS)
+    for part, level in enumerate(LEVELS):  # one at a time: every session holds the weights again
         worker.stage(f"opening the optimized {optimized} at level {level!r}")
-        candidates[level] = open_session(
+        compared.levels[level] = comparator = Comparator(names)
+        with open_session(
             optimized, provider=provider, optimization=level, record_placement=level == "all"
-        )
-    comparators = {level: Comparator(names) for level in LEVELS}
-    problems: list[str] = []
-    for index, feed in enumerate(feeds):
-        worker.stage(f"running the original {original} on feed {index}")
-        expected = _run_original(reference, feed, index, free)
-        for level in LEVELS:
-            worker.stage(f"running the optimized {optimized} at level {level!r} on feed {index}")
-            try:
-                got = candidates[level].run(feed)
-            except DataError as error:  # the original took this feed
-                problems.append(
-                    f"at level {level!r} the optimized model fails on feed {index}: {error.message}"
-                )
-                continue
-            comparators[level].add([expected[name] for name in names], [got[name] for name in names])
-        if problems:
-            break
-        worker.progress(index + 1, len(feeds))
-    placement = {} if problems else _placement(candidates["all"])
-    for session in candidates.values():
-        session.close()
-    return _Compared(comparators, problems, placement)
+        ) as candidate:
+            for index, feed in enumerate(feeds):
+                worker.stage(f"running the original {original} on feed {index}")
+                expected = reference.outputs(index, feed)
+                worker.stage(f"running the optimized {optimized} at level {level!r} on feed {index}")
+                try:
+                    got = candidate.run(feed)
+                except DataError as error:  # the original took this feed
+                    compared.problems.append(
+                        f"the optimized model fails on feed {index} at level {level}: {error.message}"
+                    )
+                    break
+                comparator.add([expected[name] for name in names], [got[name] for name in names])
+                worker.progress(part * len(feeds) + index + 1, total)
+            else:
+                if level == "all":
+                    compared.placement = _placement(candidate)
+        del candidate
+    return compared
+
+
+class _Reference:
+    """The original's outputs: kept while they are small, computed again for the next level where not."""
+
+    def __init__(self, session: Session, free: Sequence[str]) -> None:
+        self._session = session
+        self._free = free
+        self._kept: list[Mapping[str, Value]] = []
+        self._left = _KEPT_BYTES
+
+    def outputs(self, index: int, feed: Feeds) -> Mapping[str, Value]:
+        if index < len(self._kept):
+            return self._kept[index]
+        values = _run_original(self._session, feed, index, self._free)
+        if index == len(self._kept):
+            self._left -= sum(map(_nbytes, values.values()))
+            if self._left >= 0:
+                self._kept.append(values)
+        return values
+
+
+def _nbytes(value: Value) -> int:
+    if value is None:
+        return 0
+    return sum(map(_nbytes, value)) if isinstance(value, list) else value.nbytes
 
 
 def _open_reference(path: Path, provider: str) -> Session:
@@ -335,7 +360,7 @@ def _open_reference(path: Path, provider: str) -> Session:
         return open_session(path, provider=provider, optimization="all")
 
 
-def _run_original(session: Session, feed: Feeds, index: int, free: Sequence[str]) -> Mapping[str, Any]:
+def _run_original(session: Session, feed: Feeds, index: int, free: Sequence[str]) -> Mapping[str, Value]:
     try:
         return session.run(feed)
     except DataError as error:

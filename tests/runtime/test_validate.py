@@ -64,7 +64,7 @@ def test_a_model_against_itself(tmp_path: Path) -> None:
     assert result.placement["ops"] == {"cpu": {"MatMul": 1}}
     assert result.placement["assignment"] == [{"node": "mm", "op_type": "MatMul", "provider": "cpu"}]
     assert any(str(path) in stage for stage in stages)
-    assert (3, 3) in done
+    assert (6, 6) in done  # three feeds at two levels
 
 
 def test_sqnr_is_that_of_the_closed_form(tmp_path: Path) -> None:
@@ -352,3 +352,16 @@ def test_external_data_and_another_working_directory(tmp_path: Path, monkeypatch
     from pathlib import Path as RelativePath
 
     assert check(RelativePath("m.onnx"), RelativePath("e.onnx")).passed
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+def test_large_outputs_of_the_original_are_computed_again(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "_KEPT_BYTES", kept)
+    before, after = linear(tmp_path / "a.onnx"), linear(tmp_path / "b.onnx", scale=0.9)
+    data = feeds(4)
+    result = validate.validate_here(before, after, data, "cpu", validate.Thresholds(), None, {})
+    for level in ("all", "none"):
+        assert result.levels[level][0].comparison.elements == 16
+        assert result.levels[level][0].comparison.sqnr_db == pytest.approx(20, abs=1e-4)
