@@ -108,6 +108,26 @@ def printed(value: object) -> Raw:
     return _printed_scalar(value)
 
 
+def describe_options(options_type: type[PassOptions]) -> list[dict[str, str]]:
+    """Return name, type, default and description of each option, in plain words and declared order."""
+    described = []
+    for name, field in options_type.model_fields.items():
+        default = (
+            "(required)"
+            if field.is_required()
+            else _shown(printed(field.get_default(call_default_factory=True)))
+        )
+        described.append(
+            {
+                "name": name,
+                "type": expected(field.annotation),
+                "default": default.strip("'"),
+                "description": field.description or "",
+            }
+        )
+    return described
+
+
 def option_problems(options_type: type[PassOptions]) -> tuple[str, ...]:
     """Return what is wrong with an Options model itself; empty for a good one."""
     return tuple(_option_problems(options_type))

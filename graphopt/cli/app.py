@@ -1,0 +1,151 @@
+"""The application: commands, and what becomes of errors.
+
+Every way out of a command goes through :func:`invoke`: results and errors become text or one JSON document,
+and an exit code. Commands return their exit code; they raise, and never print, errors.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphopt import __version__
+from graphopt.cli import demo, inspect, listings, run, validate
+from graphopt.cli.output import Output
+from graphopt.errors import GraphoptError, OptionError, nearest
+from graphopt.record import RunRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+INTERRUPTED = 130
+_BUG = 4
+
+app = typer.Typer(
+    name="graphopt",
+    help="Make an ONNX model smaller and faster, and prove that it still works.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _module in (run, validate, inspect, listings, demo):
+    _module.register(app)
+
+
+@app.callback()
+def graphopt(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Make an ONNX model smaller and faster, and prove that it still works."""
+    del version, debug  # read from the arguments by invoke()
+
+
+def command_names() -> tuple[str, ...]:
+    """Return the names of all commands, in the order of ``--help``."""
+    names = []
+    for info in app.registered_commands:
+        assert info.callback is not None
+        names.append(info.name or info.callback.__name__)
+    return tuple(names)
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run the command that *arguments* name and return the exit code."""
+    if list(arguments) in (["--version"], ["-V"]):
+        sys.stdout.write(f"graphopt {__version__}\n")
+        return 0
+    output = Output(json="--json" in arguments)
+    debug = "--debug" in arguments
+    _end_on_sigterm()
+    try:
+        code = app(args=list(arguments), prog_name="graphopt", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _interrupted(output)
+    except GraphoptError as error:
+        return _failed(output, error, debug=debug)
+    except Exception as error:
+        if (usage := _usage_error(error)) is not None:
+            return _failed(output, usage, debug=debug)
+        bug = GraphoptError(
+            f"internal error, a fault of graphopt: {type(error).__name__}: {error}",
+            hint="Run the command again with --debug to see where, and report it.",
+        )
+        bug.__cause__ = error
+        return _failed(output, bug, debug=debug, code=_BUG)
+    if code == INTERRUPTED:
+        return _interrupted(output)
+    return int(code or 0)
+
+
+def _usage_error(error: Exception) -> OptionError | None:
+    """Return what typer (or the click that it stands on) found wrong with the arguments."""
+    if not hasattr(error, "format_message") or getattr(error, "exit_code", None) is None:
+        return None
+    message = str(error.format_message()).strip().rstrip(".")
+    hint = ""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{message}\n")
+        return OptionError("no command was given", hint="`graphopt --help` lists the commands.")
+    if message.startswith("No such command"):
+        message = message.split(". ")[0].split("? ")[0]
+        name = message.split("'")[1] if "'" in message else ""
+        hint = nearest(name, command_names(), what="commands")
+        message = f"there is no command {name!r}"
+    context = getattr(error, "ctx", None)
+    return OptionError(
+        message, hint=hint or f"`{getattr(context, 'command_path', 'graphopt')} --help` says more."
+    )
+
+
+def _failed(output: Output, error: GraphoptError, *, debug: bool, code: int | None = None) -> int:
+    from graphopt.pipeline.run import settle
+
+    if debug:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    record = RunRecord(command="", status="failed")
+    settle(record, error)
+    output.error(error)
+    if output.json:
+        output.document(record)
+    return error.exit_code if code is None else code
+
+
+def _interrupted(output: Output) -> int:
+    error = GraphoptError("interrupted; nothing partial is left")
+    output.error(error)
+    if output.json:
+        from graphopt.pipeline.run import settle
+
+        record = RunRecord(command="", status="failed")
+        settle(record, error)
+        record.exit_code = INTERRUPTED
+        output.document(record)
+    return INTERRUPTED
+
+
+def _end_on_sigterm() -> None:
+    """Let a request to end unwind like an interrupt, so that temporary files and children go too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        return

@@ -1,0 +1,59 @@
+"""Options that several commands share, and their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.errors import OptionError
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DimOption = Annotated[
+    list[str] | None,
+    typer.Option("--dim", metavar="NAME=SIZE", help="Bind a free dim of the model's inputs. Repeatable."),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SRC",
+        help="Inputs: an .npz file, a folder with one .npz a feed, an ONNX test_data_set folder, or random:N.",
+    ),
+]
+SamplesOption = Annotated[
+    int | None, typer.Option("--samples", metavar="N", help="Take the first N feeds of the data.")
+]
+ProviderOption = Annotated[
+    list[str] | None,
+    typer.Option("--ep", metavar="NAME", help="Execution provider to run on. Repeatable."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed for everything random.")]
+LocalPluginsOption = Annotated[
+    Path | None, typer.Option("--local-plugins", metavar="FILE", help="A one-file plugin to load.")
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="An ONNX file.")]
+
+
+def parse_dims(texts: list[str] | None) -> dict[str, int]:
+    """Return the sizes that ``--dim`` gave.
+
+    Raises:
+        OptionError: A text is not NAME=SIZE with a whole number from 0, or a name is given two sizes.
+    """
+    dims: dict[str, int] = {}
+    for text in texts or ():
+        name, equals, size = text.rpartition("=")
+        if not (name and equals and size.isascii() and size.isdigit()):
+            raise OptionError(
+                f"expected NAME=SIZE with a whole number, got {text!r}",
+                where="--dim",
+                hint="For example --dim batch=1.",
+            )
+        if dims.setdefault(name, int(size)) != int(size):
+            raise OptionError(f"{name!r} is bound to {dims[name]} and to {size}", where="--dim")
+    return dims

@@ -1,0 +1,96 @@
+"""Where output goes: results to stdout, everything else to stderr; with ``--json`` one document to stdout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from graphopt.pipeline.run import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from graphopt.errors import GraphoptError
+    from graphopt.record import RunRecord
+
+# Tables that no one looks at in a terminal are not folded to the width of one.
+_FILE_WIDTH = 160
+
+
+class Output:
+    """Prints for one command.
+
+    Args:
+        json: Whether stdout is for one JSON document alone.
+    """
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+        self._out = _console(sys.stdout)
+        self._err = _console(sys.stderr)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a result for people; nothing with ``--json``."""
+        if not self.json:
+            self._out.print(renderable, soft_wrap=isinstance(renderable, str))
+
+    def note(self, text: str) -> None:
+        """Print a remark to stderr."""
+        self._err.print(Text(text), soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """Print a warning to stderr."""
+        self._err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+    def error(self, error: GraphoptError) -> None:
+        """Print an error to stderr."""
+        text = str(error).rstrip()
+        ended = text if text.endswith((".", "?", "!", "`")) else f"{text}."
+        self._err.print(Text.assemble(("error: ", "bold red"), ended), soft_wrap=True)
+
+    def document(self, document: RunRecord | dict[str, Any]) -> None:
+        """Write the JSON document."""
+        from graphopt.report.json import to_text
+
+        if isinstance(document, dict):
+            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        else:
+            sys.stdout.write(to_text(document))
+        sys.stdout.flush()
+
+    @contextmanager
+    def watching(self) -> Iterator[Watch]:
+        """Show how a run is going, on a terminal; elsewhere nothing."""
+        if not self._err.is_terminal:
+            yield Watch()
+            return
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._err, transient=True) as progress:
+            yield _Bar(progress)
+
+
+class _Bar(Watch):
+    def __init__(self, progress: Any) -> None:  # noqa: ANN401 - rich.progress is imported only on a terminal
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None)
+
+    def stage(self, text: str) -> None:
+        self._progress.reset(self._task, description=text, total=None)
+
+    def progress(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+
+def _console(stream: Any) -> Console:  # noqa: ANN401 - a text stream
+    width = None if stream.isatty() else max(_FILE_WIDTH, shutil.get_terminal_size().columns)
+    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)

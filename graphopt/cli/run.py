@@ -1,0 +1,246 @@
+"""``graphopt run`` and ``graphopt replay``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from graphopt.cli.options import (
+    DataOption,
+    DebugOption,
+    DimOption,
+    JsonOption,
+    LocalPluginsOption,
+    ModelArgument,
+    ProviderOption,
+    SamplesOption,
+    SeedOption,
+    parse_dims,
+)
+from graphopt.cli.output import Output
+from graphopt.errors import GraphoptError, OptionError, PathError
+from graphopt.pipeline.run import Outcome, RunRequest, execute, settle
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.plugins import Registry
+    from graphopt.pipeline.recipe import Recipe
+    from graphopt.record import RunRecord
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to *app*."""
+    app.command("run")(run)
+    app.command("replay")(replay)
+
+
+def run(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where to write the result.")],
+    *,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            "--pipeline",
+            metavar="TEXT",
+            help='Passes, for example "canonicalize,fold-constants". "" for none.',
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe (TOML) instead of --pipeline.")
+    ] = None,
+    data: DataOption = None,
+    samples: SamplesOption = None,
+    target: Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for.")] = "ort-cpu",
+    ep: ProviderOption = None,
+    dim: DimOption = None,
+    seed: SeedOption = 0,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Write report.json and report.md there.")
+    ] = None,
+    on_error: Annotated[
+        Literal["raise", "rollback", "stop"],
+        typer.Option(
+            "--on-error",
+            help="When a step fails: raise writes nothing; stop keeps the steps before it; rollback skips it.",
+        ),
+    ] = "raise",
+    local_plugins: LocalPluginsOption = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Run each pass in a child process, safe from native crashes.")
+    ] = False,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Transform MODEL, validate the result on an execution provider, and write it to OUT."""
+    del debug
+    output = Output(json=json)
+    folder = _report_folder(report)
+    if (pipeline is None) == (recipe is None):
+        what = "neither --pipeline nor --recipe" if pipeline is None else "both --pipeline and --recipe"
+        raise OptionError(
+            f"expected one of --pipeline and --recipe, got {what}",
+            hint='--pipeline "" is the empty pipeline: load and save.',
+        )
+    request = RunRequest(
+        model=model,
+        pipeline=pipeline if pipeline is not None else _read_recipe(recipe),
+        out=out,
+        data=data,
+        samples=samples,
+        target=target,
+        providers=tuple(ep or ()),
+        dims=parse_dims(dim),
+        seed=seed,
+        on_error=on_error,
+        isolate=isolate,
+        local_plugins=local_plugins,
+        reproducer=_reproducer_folder(out, folder),
+    )
+    return carry_out(request, output, folder)
+
+
+def replay(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="A reproducer folder.")],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="Where to write the result, if it works."),
+    ] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Repeat the failure that a reproducer folder holds."""
+    from graphopt.pipeline.recipe import Recipe
+    from graphopt.pipeline.reproducer import read_reproducer
+
+    del debug
+    found = read_reproducer(folder)
+    request = RunRequest(
+        model=found.model,
+        pipeline=Recipe(found.steps, found.gates),
+        out=out,
+        target=found.target,
+        dims=found.dims,
+        seed=found.seed,
+        on_error=_on_error(found.on_error),
+        isolate=found.isolate,
+        local_plugins=found.local_plugins,
+        validate=True,
+        command="replay",
+    )
+    return carry_out(request, Output(json=json), None)
+
+
+def carry_out(request: RunRequest, output: Output, report: Path | None) -> int:
+    """Execute *request*, print and report what happened, and return the exit code."""
+    from graphopt.pipeline.plugins import load_plugins
+
+    registry: Registry | None = None
+    try:
+        registry = load_plugins(request.local_plugins)
+    except GraphoptError as error:
+        outcome = _ended_early(request, error)
+    else:
+        with output.watching() as watch:
+            outcome = execute(replace(request, registry=registry, watch=watch))
+    record = outcome.record
+    if report is not None:
+        _write_report(outcome, report, registry)
+    for warning in record.warnings:
+        output.warning(warning)
+    if output.json:
+        output.document(record)
+    else:
+        _show(outcome, output, report)
+    if outcome.error is not None:
+        if outcome.error.__cause__ is not None or outcome.error.__traceback__ is not None:
+            _trace(outcome.error)
+        output.error(outcome.error)
+    return record.exit_code
+
+
+def _show(outcome: Outcome, output: Output, report: Path | None) -> None:
+    from graphopt.report.console import run_summary
+
+    output.show(run_summary(outcome.record))
+    if outcome.files:
+        unchanged = " (no pass changed anything)" if outcome.record.status == "unchanged" else ""
+        output.show(f"\nwritten: {', '.join(str(file) for file in outcome.files)}{unchanged}")
+    elif outcome.error is None:
+        output.show("\nit works; nothing was written, for -o was not given")
+    if report is not None:
+        output.show(f"report: {report}")
+
+
+def _trace(error: GraphoptError) -> None:
+    import sys
+    import traceback
+
+    if "--debug" in sys.argv:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+
+
+def _ended_early(request: RunRequest, error: GraphoptError) -> Outcome:
+    from graphopt.pipeline import facts
+    from graphopt.record import RunRecord
+
+    record = RunRecord(
+        command=request.command, versions=facts.versions(), target=request.target, seed=request.seed
+    )
+    settle(record, error)
+    return Outcome(record, error=error)
+
+
+def _read_recipe(path: Path | None) -> Recipe:
+    from graphopt.pipeline.recipe import read_recipe
+
+    assert path is not None
+    return read_recipe(path)
+
+
+def _report_folder(folder: Path | None) -> Path | None:
+    """Make the folder of the report before anything runs."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PathError(
+            f"the folder for the report cannot be made ({error.strerror})", where=str(folder)
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PathError("the folder for the report is not writable", where=str(folder))
+    return folder
+
+
+def _reproducer_folder(out: Path, report: Path | None) -> Path:
+    return report / "reproducer" if report is not None else out.with_name(f"{out.name}.reproducer")
+
+
+def _write_report(outcome: Outcome, folder: Path, registry: Registry | None) -> None:
+    """Write all reports; a reporter of a plugin that fails is a warning."""
+    from graphopt.report import json, markdown
+
+    record: RunRecord = outcome.record
+    for name, reporter in ({} if registry is None else registry.reporters).items():
+        try:
+            reporter(record, folder)
+        except Exception as error:  # noqa: BLE001 - strangers' code
+            record.warnings.append(f"reporter {name!r} failed: {type(error).__name__}: {error}")
+    try:
+        json.write(record, folder)
+        markdown.write(record, folder)
+    except GraphoptError as error:
+        if outcome.error is None:
+            outcome.error = error
+            settle(record, error)
+
+
+def _on_error(text: str) -> Literal["raise", "rollback", "stop"]:
+    if text == "rollback":
+        return "rollback"
+    return "stop" if text == "stop" else "raise"
