@@ -131,7 +131,8 @@ def run_job(job: Job) -> dict[str, Any]:
     from graphopt.ir.emit import ExternalData, emit, save
     from graphopt.ir.fingerprint import fingerprint
     from graphopt.ir.lower import load
-    from graphopt.pipeline.manager import Manager, check_honest
+    from graphopt.pipeline.contract import check_honest
+    from graphopt.pipeline.manager import Manager
     from graphopt.pipeline.plan import PlannedStep, make_plan
     from graphopt.pipeline.plugins import load_plugins
     from graphopt.pipeline.text import Step

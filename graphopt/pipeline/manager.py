@@ -7,31 +7,33 @@ what is rolled back to; so analyses that a pass preserves stay valid from step t
 
 from __future__ import annotations
 
-import json
 import time
-import traceback
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from graphopt.api import Context, Gate, GateResult, Instrument, Report, StepView
+from graphopt.api import Context, Gate, Instrument, Report, StepView
 from graphopt.errors import (
-    DataError,
     GateFailed,
     GraphoptError,
     InvalidModelError,
-    OptionError,
     PassFailed,
-    ProviderError,
-    UnsupportedModelError,
     VerifyError,
+)
+from graphopt.pipeline.contract import (
+    as_failure,
+    check_honest,
+    checked_results,
+    described,
+    join,
+    report_problem,
+    verdict,
 )
 from graphopt.pipeline.instruments import InstrumentStack
 from graphopt.record import GateRecord, Skip, StepRecord, StepTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from graphopt.ir import Model
@@ -41,11 +43,6 @@ if TYPE_CHECKING:
     from graphopt.targets import Target
 
 OnError = Literal["raise", "rollback", "stop"]
-
-# What a pass may find out about options, data, provider or model only with the model in hand keeps its class,
-# and with it its exit code; whatever else a pass raises is a failure of the pass.
-_KEPT = (OptionError, DataError, GateFailed, ProviderError, UnsupportedModelError)
-_TEXT_LIMIT = 500
 
 
 @dataclass
@@ -210,7 +207,7 @@ class _Run:
             try:
                 instrument: object = registry[name]()
             except Exception as error:  # noqa: BLE001 - strangers' code
-                self.result.warnings.append(f"instrument {name!r} cannot be made: {_described(error)}")
+                self.result.warnings.append(f"instrument {name!r} cannot be made: {described(error)}")
                 continue
             if isinstance(instrument, Instrument):
                 yield instrument
@@ -305,11 +302,11 @@ class _Run:
             if report.changed:
                 verify(self.model)
         except GraphoptError as error:
-            error.where = error.where if isinstance(error, PassFailed) else _join(planned.title, error.where)
+            error.where = error.where if isinstance(error, PassFailed) else join(planned.title, error.where)
             raise
         except Exception as error:
             raise PassFailed(
-                f"the pass left a model that cannot be examined: {_described(error)}", where=planned.title
+                f"the pass left a model that cannot be examined: {described(error)}", where=planned.title
             ) from error
         return after
 
@@ -318,18 +315,18 @@ class _Run:
         for gate in self.gates:
             assert self.original is not None
             try:
-                results = _checked_results(gate.check(self.original, self.model, self.context))
+                results = checked_results(gate.check(self.original, self.model, self.context))
             except GraphoptError as error:
-                error.where = _join(planned.title, f"gate {gate.name!r}", error.where)
+                error.where = join(planned.title, f"gate {gate.name!r}", error.where)
                 raise
             except Exception as error:
                 raise PassFailed(
-                    f"the gate raised {_described(error)}", where=_join(planned.title, f"gate {gate.name!r}")
+                    f"the gate raised {described(error)}", where=join(planned.title, f"gate {gate.name!r}")
                 ) from error
             record.gates.extend(GateRecord(**vars(result)) for result in results)
             if refused := [result for result in results if not result.passed]:
                 raise GateFailed(
-                    f"gate {gate.name!r} refused it: {'; '.join(map(_verdict, refused))}",
+                    f"gate {gate.name!r} refused it: {'; '.join(map(verdict, refused))}",
                     where=planned.title,
                     hint="Loosen the limit, change the options of the step, or run with --on-error rollback.",
                 )
@@ -375,7 +372,7 @@ class _Run:
                 local_plugins=self.manager.registry.local,
             )
         except Exception as problem:  # noqa: BLE001 - the failure itself must reach the user whatever happens here
-            self.result.warnings.append(f"no reproducer could be written: {_described(problem)}")
+            self.result.warnings.append(f"no reproducer could be written: {described(problem)}")
             return
         error.hint = error.hint or f"`graphopt replay {self.result.reproducer}` repeats it."
 
@@ -406,51 +403,6 @@ class _Run:
         raise PassFailed("the model was given away and nothing can load it again")
 
 
-def as_failure(planned: PlannedStep, error: BaseException) -> GraphoptError:
-    """Return what *error* of a pass is to the user: an error that keeps its class, or PassFailed."""
-    if isinstance(error, (*_KEPT, PassFailed)):
-        if not error.where.startswith(planned.title):
-            error.where = _join(planned.title, error.where)
-        return error
-    return PassFailed(f"the pass raised {_described(error)}", where=planned.title)
-
-
-def report_problem(report: object) -> str:
-    """Return what is wrong with the form of a pass's report; the empty text for a good one."""
-    if not isinstance(report, Report):
-        return f"it returned {type(report).__name__}, expected a Report"
-    said: dict[str, Any] = {name: getattr(report, name) for name in ("changed", "counts", "skipped", "extra")}
-    if not isinstance(said["changed"], bool):
-        return f"Report.changed is {said['changed']!r}, expected True or False"
-    if not isinstance(said["counts"], Mapping):
-        return f"Report.counts is {said['counts']!r}, expected a mapping"
-    for key, count in said["counts"].items():
-        if not isinstance(key, str) or not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            return f"Report.counts holds {key!r}: {count!r}, expected a text and a whole number from 0"
-    if not isinstance(said["skipped"], tuple):
-        return f"Report.skipped is {said['skipped']!r}, expected a tuple"
-    for item in said["skipped"]:
-        if not (isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)):
-            return f"Report.skipped holds {item!r}, expected (where, reason)"
-    try:
-        json.dumps(dict(said["extra"]))
-    except (TypeError, ValueError, RecursionError) as error:
-        return f"Report.extra is not ready for JSON: {error}"
-    return ""
-
-
-def check_honest(planned: PlannedStep, report: Report, before: str, after: str) -> None:
-    """Raise PassFailed where ``Report.changed`` is not what the fingerprints say."""
-    if report.changed == (before != after):
-        return
-    said, found = ("changed", "is the same") if report.changed else ("unchanged", "differs")
-    raise PassFailed(
-        f"the pass broke its contract: it reports the model as {said}, but its fingerprint {found}",
-        where=planned.title,
-        hint="This is a fault of the pass: Report.changed must tell whether it edited the model.",
-    )
-
-
 def _verify_input(model: Model) -> None:
     from graphopt.ir.verify import verify
 
@@ -458,31 +410,6 @@ def _verify_input(model: Model) -> None:
         verify(model)
     except VerifyError as error:
         raise InvalidModelError(error.message, where=error.where, hint=error.hint) from error
-
-
-def _checked_results(results: object) -> tuple[GateResult, ...]:
-    if isinstance(results, tuple) and all(isinstance(result, GateResult) for result in results):
-        return results
-    raise TypeError(f"check() returned {results!r}, expected a tuple of GateResult")
-
-
-def _verdict(result: GateResult) -> str:
-    value = "no finite value" if result.value is None else f"{result.value:.6g}"
-    note = f" ({result.note})" if result.note else ""
-    return f"{result.name} is {value}, the limit is {result.limit:.6g}{note}"
-
-
-def _described(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if len(text) > _TEXT_LIMIT:
-        text = f"{text[:_TEXT_LIMIT]}..."
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" (line {frames[-1].lineno} of {frames[-1].name}())" if frames else ""
-    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
-
-
-def _join(*places: str) -> str:
-    return ", ".join(place for place in places if place)
 
 
 @contextmanager

@@ -15,32 +15,26 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pluggy
 
 from graphopt import hookspecs
-from graphopt.api import Analysis, Gate, Instrument, Pass, PassInfo, PassOptions
-from graphopt.errors import GraphoptError, PathError, PlanError, PluginError, nearest
-from graphopt.pipeline.options import option_problems
+from graphopt.errors import PathError, PluginError, nearest
+from graphopt.pipeline.registry import DISABLE_VARIABLE, PluginInfo, Registry, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
+    from pathlib import Path
 
-    from graphopt.calibrate.sources import DataSource, SourceRequest
-    from graphopt.record import RunRecord
 
-T = TypeVar("T")
+__all__ = ["BUILTIN", "DISABLE_VARIABLE", "STRICT_VARIABLE", "PluginInfo", "Registry", "load_plugins"]
 
 ENTRY_POINT_GROUP = "graphopt"
-DISABLE_VARIABLE = "GRAPHOPT_DISABLE_PLUGINS"
 STRICT_VARIABLE = "GRAPHOPT_STRICT_PLUGINS"
 BUILTIN = "graphopt"
-
-Status = Literal["active", "disabled", "failed"]
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -57,134 +51,6 @@ _KINDS = {
     "graphopt_register_reporters": ("reporters", "reporter"),
     "graphopt_register_targets": ("targets", "target"),
 }
-
-
-@dataclass(frozen=True)
-class PluginInfo:
-    """One plugin as ``graphopt plugins`` lists it.
-
-    Attributes:
-        name: Name of the entry point, or the stem of a local file.
-        version: Version of its distribution; empty where it has none.
-        origin: Distribution or file that it comes from.
-        status: ``active``; ``disabled`` by the environment; ``failed`` to load or to register.
-        reason: Why it is not active.
-        registers: Names that it registered, by kind (``passes``, ``gates``, ...).
-    """
-
-    name: str
-    version: str
-    origin: str
-    status: Status
-    reason: str = ""
-    registers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    owner: str
-    value: object
-
-
-class Table(Mapping[str, T], Generic[T]):
-    """What plugins registered of one kind, by name; values given as text are imported on first use.
-
-    Args:
-        kind: What one entry is called in messages.
-        check: Returns what is wrong with a resolved value, given its name.
-    """
-
-    def __init__(self, kind: str, check: Callable[[str, object], Sequence[str]]) -> None:
-        self.kind = kind
-        self._check = check
-        self._entries: dict[str, _Entry] = {}
-        self._resolved: dict[str, T] = {}
-
-    def add(self, name: str, value: object, owner: str) -> None:
-        """Register *value* under *name*.
-
-        Raises:
-            PluginError: The name is taken; both owners are named.
-        """
-        if name in self._entries:
-            first = self._entries[name].owner
-            raise PluginError(
-                f"the {self.kind} {name!r} is registered twice, by {first} and by {owner}",
-                hint=f"Uninstall one of them or name it in {DISABLE_VARIABLE}.",
-            )
-        self._entries[name] = _Entry(owner, value)
-
-    def owner(self, name: str) -> str:
-        """Return which plugin registered *name*."""
-        return self._entries[name].owner
-
-    def find(self, name: str, *, where: str = "") -> T:
-        """Return the value called *name*, importing it if need be.
-
-        Raises:
-            PlanError: Nothing of this kind has that name; the nearest one is named.
-            PluginError: It cannot be imported or is not what it was registered as.
-        """
-        if name not in self._entries:
-            raise PlanError(
-                f"no {self.kind} is called {name!r}",
-                where=where,
-                hint=nearest(name, self._entries, what=_plural(self.kind)),
-            )
-        return self[name]
-
-    def __getitem__(self, name: str) -> T:
-        if name not in self._resolved:
-            entry = self._entries[name]
-            where = f"{self.kind} {name!r} of {entry.owner}"
-            value = entry.value
-            if isinstance(value, str) and self.kind != "target":
-                value = _import_reference(value, where)
-            if problems := self._check(name, value):
-                raise PluginError(
-                    "; ".join(problems), where=where, hint="This is a fault of the plugin, not of the plan."
-                )
-            self._resolved[name] = value  # type: ignore[assignment]  # what _check accepts is a T
-        return self._resolved[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-
-class Registry:
-    """Everything that passes, recipes and commands can name.
-
-    Attributes:
-        plugins: All plugins found, the built-in one first, whatever became of them.
-        warnings: One sentence for each plugin that is not active although it was wanted.
-        local: The one-file plugin that was asked for, or None.
-    """
-
-    def __init__(self) -> None:
-        self.passes: Table[type[Pass]] = Table("pass", _check_pass)
-        self.analyses: Table[Analysis] = Table("analysis", _check_callable)
-        self.gates: Table[type[Gate]] = Table("gate", _check_gate)
-        self.instruments: Table[Callable[[], Instrument]] = Table("instrument", _check_callable)
-        self.data_sources: Table[Callable[[SourceRequest], DataSource | None]] = Table(
-            "data source", _check_callable
-        )
-        self.reporters: Table[Callable[[RunRecord, Path], None]] = Table("reporter", _check_callable)
-        self.targets: Table[str | Path] = Table("target", _check_target)
-        self.plugins: tuple[PluginInfo, ...] = ()
-        self.warnings: tuple[str, ...] = ()
-        self.local: Path | None = None
-
-    def table(self, kind: str) -> Table[Any]:
-        """Return the table called *kind* (``passes``, ``gates``, ...)."""
-        table = getattr(self, kind)
-        assert isinstance(table, Table)
-        return table
 
 
 def load_plugins(local: Path | None = None) -> Registry:
@@ -260,7 +126,20 @@ class _Loader:
             for name, value in entries.items():
                 self.registry.table(kind).add(name, value, owner)
         names = {kind: tuple(entries) for kind, entries in registers.items() if entries}
+        self.refuse_built_in_targets(registers["targets"], owner)
         self.infos.append(PluginInfo(found.name, found.version, found.origin, "active", registers=names))
+
+    def refuse_built_in_targets(self, targets: Iterable[str], owner: str) -> None:
+        """Built-in targets are files of graphopt.targets and stand in no table; their names are taken."""
+        if not targets:
+            return
+        from graphopt.targets import known_targets
+
+        for name in set(targets) & set(known_targets()):
+            raise PluginError(
+                f"the target {name!r} is registered by {owner}, but it is built in",
+                hint="Give the plugin's target another name.",
+            )
 
     def collect(self, found: _Found) -> dict[str, dict[str, object]]:
         """Load and register one plugin and return what it offers by kind; on refusal nothing of it stays."""
@@ -277,7 +156,7 @@ class _Loader:
             return {kind: self.offers(plugin, hook) for hook, (kind, _) in _KINDS.items()}
         except (pluggy.PluginValidationError, ValueError) as error:
             self.forget(plugin)
-            raise _Rejected(_one_line(str(error))) from error
+            raise _Rejected(one_line(str(error))) from error
         except _Rejected:
             self.forget(plugin)
             raise
@@ -326,7 +205,7 @@ class _Loader:
             if form.fullmatch(value) is None:
                 raise _Rejected(f"the {what} {name!r} is {value!r}, expected text like {example!r}")
             return
-        if problems := self.registry.table(kind)._check(name, value):  # noqa: SLF001 - the table is ours
+        if problems := self.registry.table(kind).problems(name, value):
             raise _Rejected(f"the {what} {name!r}: {'; '.join(problems)}")
 
 
@@ -379,23 +258,6 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _import_reference(reference: str, where: str) -> object:
-    module_name, _, path = reference.partition(":")
-    try:
-        value: object = importlib.import_module(module_name)
-        for part in path.split("."):
-            value = getattr(value, part)
-    except GraphoptError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"{reference!r} cannot be imported: {type(error).__name__}: {_one_line(str(error))}",
-            where=where,
-            hint="Is the plugin installed with all it depends on?",
-        ) from error
-    return value
-
-
 def _guarded(what: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the plugin gives
     """Call strangers' code; whatever it raises is a reason to leave the plugin out."""
     try:
@@ -407,59 +269,4 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whate
 
 
 def _reject(what: str, error: BaseException) -> NoReturn:
-    raise _Rejected(f"{what} raised {type(error).__name__}: {_one_line(str(error))}") from error
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _plural(kind: str) -> str:
-    return {"pass": "passes", "analysis": "analyses"}.get(kind, f"{kind}s")
-
-
-def _check_pass(name: str, value: object) -> Sequence[str]:
-    if not (isinstance(value, type) and issubclass(value, Pass)):
-        return (f"expected a subclass of graphopt.api.Pass, got {value!r}",)
-    info = getattr(value, "info", None)
-    if not isinstance(info, PassInfo):
-        return (f"its info is {info!r}, expected a PassInfo",)
-    problems = [] if info.name == name else [f"its info says {info.name!r}, but it is registered as {name!r}"]
-    for part in ("requires", "provides", "conflicts", "preserves"):
-        names: object = getattr(info, part)
-        if not isinstance(names, set | frozenset) or not all(isinstance(each, str) for each in names):
-            problems.append(f"its info.{part} is {names!r}, expected a set of texts")
-    min_opset: object = info.min_opset
-    if not isinstance(min_opset, int):
-        problems.append(f"its info.min_opset is {min_opset!r}, expected a whole number")
-    if inspect.isabstract(value):
-        problems.append("it does not implement run()")
-    return (*problems, *_check_options(value.Options))
-
-
-def _check_gate(name: str, value: object) -> Sequence[str]:
-    if not (isinstance(value, type) and issubclass(value, Gate)):
-        return (f"expected a subclass of graphopt.api.Gate, got {value!r}",)
-    own = getattr(value, "name", None)
-    problems = [] if own == name else [f"its name is {own!r}, but it is registered as {name!r}"]
-    if inspect.isabstract(value):
-        problems.append("it does not implement check()")
-    return (*problems, *_check_options(value.Options))
-
-
-def _check_options(options: object) -> Sequence[str]:
-    if not (isinstance(options, type) and issubclass(options, PassOptions)):
-        return (f"its Options are {options!r}, expected a subclass of graphopt.api.PassOptions",)
-    return option_problems(options)
-
-
-def _check_callable(name: str, value: object) -> Sequence[str]:
-    return () if callable(value) else (f"expected a function or class for {name!r}, got {value!r}",)
-
-
-def _check_target(name: str, value: object) -> Sequence[str]:
-    return (
-        ()
-        if isinstance(value, str | Path)
-        else (f"expected the path of a TOML file for {name!r}, got {value!r}",)
-    )
+    raise _Rejected(f"{what} raised {type(error).__name__}: {one_line(str(error))}") from error

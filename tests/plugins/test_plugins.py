@@ -296,6 +296,14 @@ def test_a_clash_names_both_owners_and_is_always_an_error(tmp_path: Path) -> Non
     assert f"'mine' ({path})" in str(caught.value)
 
 
+def test_names_of_built_in_targets_are_taken(tmp_path: Path) -> None:
+    path = local(tmp_path, answering("{'ort-cpu': 'json:mine.toml'}", "targets"))
+    with pytest.raises(
+        PluginError, match=rf"the target 'ort-cpu' is registered by 'mine' \({path}\), but it is built in"
+    ):
+        load_plugins(path)
+
+
 def test_missing_local_files(tmp_path: Path) -> None:
     with pytest.raises(PathError, match="no such plugin file"):
         load_plugins(tmp_path / "nowhere.py")
