@@ -15,6 +15,8 @@ from graphopt.passes.fold_constants import FoldConstants
 from tests.passes.harness import apply, assert_golden, assert_same_function, op_types, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from graphopt.ir import Model
 
 PASS = FoldConstants()
@@ -22,9 +24,9 @@ PASS = FoldConstants()
 
 def build(
     nodes: list[onnx.NodeProto],
-    inputs: dict[str, tuple[int, list[int | str]]],
-    outputs: dict[str, tuple[int, list[int | str]]],
-    constants: dict[str, np.ndarray] | None = None,
+    inputs: Mapping[str, tuple[int, Sequence[int | str]]],
+    outputs: Mapping[str, tuple[int, Sequence[int | str]]],
+    constants: Mapping[str, Any] | None = None,
     *,
     opset: int = 21,
     ir_version: int = 10,
@@ -52,7 +54,7 @@ def contents(model: Model, name: str) -> np.ndarray:
 
 
 def _size(model: onnx.ModelProto | Model) -> int:
-    return (model if isinstance(model, onnx.ModelProto) else emit(model)).ByteSize()
+    return int((model if isinstance(model, onnx.ModelProto) else emit(model)).ByteSize())
 
 
 # --- idioms -----------------------------------------------------------------------------------------------
@@ -518,11 +520,9 @@ def test_strings_survive() -> None:
         helper.make_node("Equal", ["c", "x"], ["y"]),
     ]
     before = build(nodes, {"x": (8, [3])}, {"y": (9, [3])})
+    texts = {"a": ["u", "ü"], "b": [""]}
     before.graph.initializer.extend(
-        [
-            helper.make_tensor("a", TensorProto.STRING, [2], [b"u", "ü".encode()]),
-            helper.make_tensor("b", TensorProto.STRING, [1], [b""]),
-        ]
+        numpy_helper.from_array(np.array(text, object), name) for name, text in texts.items()
     )
     after, _ = apply(PASS, before)
     assert op_types(after) == ["Equal"]

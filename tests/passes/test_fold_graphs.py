@@ -250,7 +250,7 @@ class Program:
                 self.add(op, [source, self.constant(np.array([0], np.int64))], 1, keepdims=1)
 
     def model(self) -> onnx.ModelProto:
-        shapes = {"x": ["a", "b", 4], "y": ["b", 3]}
+        shapes: dict[str, list[int | str]] = {"x": ["a", "b", 4], "y": ["b", 3]}
         outputs = self.vectors[-4:]
         self.nodes.append(helper.make_node("Shape", ["x"], ["all"]))
         target = self.draw(st.sampled_from(self.vectors))

@@ -278,7 +278,7 @@ def test_arithmetic_chain(order: str) -> None:
 
 @pytest.mark.parametrize("shape", [(9, 9), (7,), (2, 6, 1, 1), (1, 1, 1, 1, 1), (6, 7, 1)])
 def test_constants_that_are_not_per_channel(shape: tuple[int, ...]) -> None:
-    attributes = {"auto_pad": "SAME_UPPER"} if shape == (9, 9) else {}
+    attributes: dict[str, Any] = {"auto_pad": "SAME_UPPER"} if shape == (9, 9) else {}
     tail = [helper.make_node("Mul", ["c", "m"], ["y"])]
     before = conv_model(tail, {"m": normal(*shape)}, **attributes)
     before.graph.output[0].CopyFrom(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from graphopt.runtime.evaluate import evaluate, evaluate_reference
 
 
 def _model(
-    nodes: list[onnx.NodeProto], outputs: list[str], *, opset: int = 21, **inputs: tuple[int, list[int]]
+    nodes: list[onnx.NodeProto], outputs: list[str], *, opset: int = 21, **inputs: tuple[int, list[Any]]
 ) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
@@ -58,7 +60,7 @@ def test_nothing_is_optimised_away() -> None:
     # At DISABLE_ALL (a + b) - b is computed as written, with the rounding that it has.
     nodes = [helper.make_node("Add", ["a", "b"], ["s"]), helper.make_node("Sub", ["s", "b"], ["y"])]
     model = _model(nodes, ["y"], a=(TensorProto.FLOAT, []), b=(TensorProto.FLOAT, []))
-    got = evaluate(model, {"a": np.float32(1), "b": np.float32(2**25)})["y"]
+    got = evaluate(model, {"a": np.array(1, np.float32), "b": np.array(2**25, np.float32)})["y"]
     assert got == 0
 
 

@@ -176,7 +176,7 @@ def _scaled(linear: Linear, weight: Array, affine: Affine) -> Array:
 
 
 def successor(model: Model, node: oir.Node, old: oir.Value, content: Array) -> oir.Value:
-    """Return a constant for *node* to read instead of *old*; it has the same name where only *node* read that."""
+    """Return a constant for *node* to read instead of *old*, of the same name where only *node* read that."""
     graph = node.graph
     assert graph is not None
     new = rewrite.add_initializer(model, graph, old.name or "weight", content)
