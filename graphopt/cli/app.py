@@ -78,7 +78,7 @@ def invoke(arguments: Sequence[str]) -> int:
         return _interrupted(output)
     except GraphoptError as error:
         return _failed(output, error, debug=debug)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last stop: nothing may leave as a traceback
         if (usage := _usage_error(error)) is not None:
             return _failed(output, usage, debug=debug)
         bug = GraphoptError(

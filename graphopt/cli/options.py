@@ -22,7 +22,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="SRC",
-        help="Inputs: an .npz file, a folder with one .npz a feed, an ONNX test_data_set folder, or random:N.",
+        help="Inputs: an .npz file, a folder with one .npz a feed, ONNX test_data_set folders, or random:N.",
     ),
 ]
 SamplesOption = Annotated[

@@ -65,7 +65,7 @@ def run(
         Literal["raise", "rollback", "stop"],
         typer.Option(
             "--on-error",
-            help="When a step fails: raise writes nothing; stop keeps the steps before it; rollback skips it.",
+            help="When a step fails: raise writes nothing, stop keeps the steps before, rollback skips it.",
         ),
     ] = "raise",
     local_plugins: LocalPluginsOption = None,

@@ -32,10 +32,11 @@ def inspect_model(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
     cost = measure_cost(model, dims)
     store = model.store
     nodes = list(model.nodes())
+    known = _DEFAULT_DOMAINS | {domain for domain, _, _ in model.functions}
     return {
         "ir_version": model.ir_version,
         "opset_imports": {domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
-        "producer": " ".join(filter(None, (store.producer_name, store.producer_version))),
+        "producer": " ".join(part for part in (store.producer_name, store.producer_version) if part),
         "inputs": [_value(value) for value in model.graph.inputs if not value.is_initializer()],
         "outputs": [_value(value) for value in model.graph.outputs],
         "dynamic_dims": _dynamic_dims(model),
@@ -44,9 +45,7 @@ def inspect_model(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
         "longest_chain": len(longest_chain(operator_graph(model))),
         "subgraphs": sum(1 for _ in model.graph.subgraphs()),
         "functions": ["::".join(filter(None, key)) for key in model.functions],
-        "custom_domains": sorted(
-            {node.domain for node in nodes} - _DEFAULT_DOMAINS - _function_domains(model)
-        ),
+        "custom_domains": sorted({node.domain for node in nodes} - known),
         "parameters": cost.parameters,
         "macs": cost.macs,
         "macs_unknown": list(cost.unknown),
@@ -71,10 +70,6 @@ def inspect_model(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
 
 def _label(node: oir.Node) -> str:
     return node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"
-
-
-def _function_domains(model: Model) -> set[str]:
-    return {domain for domain, _, _ in model.functions}
 
 
 def _value(value: oir.Value) -> dict[str, Any]:
