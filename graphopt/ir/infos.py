@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import onnx
 import onnx_ir as oir
 
 from graphopt.errors import InvalidModelError, UnsupportedModelError
@@ -12,9 +13,9 @@ from graphopt.ir.meta import DECLARED, EXACT, peek_meta, peek_props
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import onnx
-
     Type = oir.TensorType | oir.SparseTensorType | oir.SequenceType | oir.OptionalType
+
+_PLACES = ("value_info", "input", "output")
 
 DATA_TYPES = {int(member): member for member in oir.DataType}
 
@@ -143,10 +144,15 @@ def read_info(proto: onnx.ValueInfoProto, value: oir.Value, place: str, where: s
     Args:
         proto: An entry of a graph's inputs, outputs or value_info.
         value: The value of that name; a later entry overrides an earlier one.
-        place: ``input``, ``output`` or ``value_info``.
+        place: ``value_info``, ``input`` or ``output``; entries of one value have to come in this order.
         where: How errors call the value.
     """
-    again = value.type is not None or value.shape is not None or peek_meta(value)
+    again = value.type is not None or value.shape is not None or peek_meta(value) or says_something(value)
+    if again:
+        # What earlier entries said is, up to here, what the value says; settle_exact drops what stays true.
+        said = _plain_bytes(value)
+        for earlier in _PLACES[: _PLACES.index(place)]:
+            value.meta.setdefault(EXACT, {}).setdefault(earlier, (b"", said))
     exact = True
     if proto.HasField("type"):
         type_, shape, exact = read_type(proto.type, where)
@@ -166,19 +172,35 @@ def read_info(proto: onnx.ValueInfoProto, value: oir.Value, place: str, where: s
 
 def settle_exact(value: oir.Value) -> None:
     """Finish :func:`read_info` once all entries of *value* are read: keep those that it does not express."""
-    import onnx
-
     exact = peek_meta(value).get(EXACT)
     if not exact:
         return
-    plain = onnx.ValueInfoProto()
-    write_plain_info(plain, value)
-    now = plain.SerializeToString(deterministic=True)
+    now = _plain_bytes(value)
     kept = {place: (now, read) for place, (_, read) in exact.items() if read != now}
     if kept:
         value.meta[EXACT] = kept
     else:
         del value.meta[EXACT]
+
+
+def _plain_bytes(value: oir.Value) -> bytes:
+    plain = onnx.ValueInfoProto()
+    write_plain_info(plain, value)
+    data: bytes = plain.SerializeToString(deterministic=True)
+    return data
+
+
+def misfit(value: oir.Value, tensor: oir.TensorProtocol) -> str:
+    """Return how the declared type or shape of an initializer contradicts its tensor, empty where it fits."""
+    if value.dtype is not None and value.dtype != tensor.dtype:
+        return f"it is declared as {value.dtype.name}, its tensor is {tensor.dtype.name}"
+    dims = tensor.shape.numpy()
+    if value.shape is not None and not (
+        len(value.shape) == len(dims)
+        and all(not isinstance(want, int) or want == got for want, got in zip(value.shape, dims, strict=True))
+    ):
+        return f"it is declared with shape {value.shape}, its tensor has {list(dims)}"
+    return ""
 
 
 def says_something(value: oir.Value) -> bool:

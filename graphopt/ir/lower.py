@@ -21,7 +21,7 @@ from graphopt.ir.clone import clone_store
 from graphopt.ir.collector import collector_paused
 from graphopt.ir.external import DataFolder
 from graphopt.ir.files import read_message
-from graphopt.ir.infos import read_info, read_props, read_type, settle_exact
+from graphopt.ir.infos import misfit, read_info, read_props, read_type, settle_exact
 from graphopt.ir.model import Model, Source
 from graphopt.ir.order import explain_unresolved, find_call_cycle
 from graphopt.ir.read_tensors import TensorReader
@@ -168,6 +168,10 @@ class _Lowering:
             if meta.peek_meta(value):
                 settle_exact(value)
             self._texts.append(name)
+        for value in initializers:
+            contradiction = "" if value.const_value is None else misfit(value, value.const_value)
+            if contradiction:
+                raise self._invalid(contradiction, f"initializer {value.name!r}")
         self._texts += [proto.name, proto.doc_string]
         graph = oir.Graph(
             inputs,

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import onnx_ir as oir
 
 from graphopt.errors import VerifyError
+from graphopt.ir.infos import misfit
 from graphopt.ir.order import find_call_cycle
 from graphopt.ir.tensors import SparseTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from graphopt.ir.model import Model
 
@@ -200,19 +201,9 @@ def initializers_hold_tensors(model: Model) -> Iterator[Finding]:
             if tensor is None:
                 yield where, "it has no tensor"
                 continue
-            if value.dtype is not None and value.dtype != tensor.dtype:
-                yield where, f"it is declared as {value.dtype.name}, its tensor is {tensor.dtype.name}"
-            if value.shape is not None and not _fits(value.shape, tensor.shape.numpy()):
-                yield (
-                    where,
-                    f"it is declared with shape {value.shape}, its tensor has {list(tensor.shape.numpy())}",
-                )
-
-
-def _fits(declared: oir.Shape, dims: Sequence[int]) -> bool:
-    return len(declared) == len(dims) and all(
-        not isinstance(want, int) or want == got for want, got in zip(declared.dims, dims, strict=True)
-    )
+            contradiction = misfit(value, tensor)
+            if contradiction:
+                yield where, contradiction
 
 
 def attributes_are_complete(model: Model) -> Iterator[Finding]:

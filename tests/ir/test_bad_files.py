@@ -292,6 +292,24 @@ def test_tensors() -> None:
     invalid(with_tensor(cut), "'t'", "segments", kind=UnsupportedModelError)
 
 
+def test_initializer_that_contradicts_its_declaration() -> None:
+    tensor = weight("w", 4)
+    for declared, word in (
+        (info("w", TensorProto.INT8, [4]), "INT8"),
+        (info("w", shape=[5]), "[5]"),
+        (info("w", shape=[]), "[]"),
+    ):
+        invalid(graph_without(initializer=[tensor], input=[declared], output=[info("w")]), "'w'")
+        invalid(
+            graph_without(initializer=[tensor], value_info=[declared], output=[weightless("w")]), "'w'", word
+        )
+    lower(graph_without(initializer=[tensor], input=[info("w", shape=["N"])], output=[weightless("w")]))
+
+
+def weightless(name: str) -> onnx.ValueInfoProto:
+    return onnx.ValueInfoProto(name=name)
+
+
 def test_sparse_tensors() -> None:
     def sparse(values: int, indices: list[int], dims: list[int]) -> onnx.ModelProto:
         proto = graph_without(output=[info("s", shape=None)])

@@ -57,19 +57,28 @@ def test_packed_types_agree_with_onnx(kind: str, data: st.DataObject) -> None:
     dtype = getattr(TensorProto, kind)
     bits = 2 if kind.endswith("2") else 4
     codes = data.draw(hnp.arrays(np.uint8, SHAPES, elements=st.integers(0, 2**bits - 1)))
-    array = unpack(pack(codes, bits), bits, codes.size).view(helper.tensor_dtype_to_np_dtype(dtype)).reshape(codes.shape)
+    array = (
+        unpack(pack(codes, bits), bits, codes.size)
+        .view(helper.tensor_dtype_to_np_dtype(dtype))
+        .reshape(codes.shape)
+    )
     reference = numpy_helper.from_array(array, "t")
     tensor = from_array(array)
     assert tensor.dtype == dtype
     assert tensor.tobytes() == reference.raw_data == bytes(to_buffer(tensor))
     raw = RawTensor(reference.raw_data, oir.DataType(dtype), codes.shape)
     assert raw.numpy().dtype == array.dtype
-    np.testing.assert_array_equal(raw.numpy().view(np.uint8) & (2**bits - 1), numpy_helper.to_array(reference).view(np.uint8) & (2**bits - 1))
+    np.testing.assert_array_equal(
+        raw.numpy().view(np.uint8) & (2**bits - 1),
+        numpy_helper.to_array(reference).view(np.uint8) & (2**bits - 1),
+    )
     assert nbytes(raw) == nbytes(tensor) == len(reference.raw_data)
 
 
 @settings(deadline=None)
-@given(st.sampled_from([np.float32, np.float64, np.int8, np.uint16, np.int64, np.bool_, np.complex64]), st.data())
+@given(
+    st.sampled_from([np.float32, np.float64, np.int8, np.uint16, np.int64, np.bool_, np.complex64]), st.data()
+)
 def test_arrays_come_back(dtype: Any, data: st.DataObject) -> None:
     array = data.draw(hnp.arrays(dtype, SHAPES))
     tensor = from_array(array, "name")
@@ -152,14 +161,18 @@ def test_sparse_values() -> None:
 
 @pytest.mark.parametrize("indices", [[-1], [24], [[0, 3, 0]], [[0, 0, -1]]])
 def test_sparse_index_outside(indices: list[Any]) -> None:
-    tensor = SparseTensor(from_array(np.ones(1, np.float32)), from_array(np.array(indices, np.int64)), (2, 3, 4), name="s")
+    tensor = SparseTensor(
+        from_array(np.ones(1, np.float32)), from_array(np.array(indices, np.int64)), (2, 3, 4), name="s"
+    )
     with pytest.raises(InvalidModelError, match="'s'"):
         tensor.numpy()
 
 
 def test_constants() -> None:
     nodes = [
-        helper.make_node("Constant", [], ["tensor"], value=numpy_helper.from_array(np.array([1.0], np.float32))),
+        helper.make_node(
+            "Constant", [], ["tensor"], value=numpy_helper.from_array(np.array([1.0], np.float32))
+        ),
         helper.make_node("Constant", [], ["float"], value_float=0.5),
         helper.make_node("Constant", [], ["floats"], value_floats=[0.5, 1.5]),
         helper.make_node("Constant", [], ["int"], value_int=7),
@@ -203,9 +216,7 @@ def test_constants() -> None:
 
 
 def test_references_and_sparse_constants() -> None:
-    function = next(
-        f for f in lower(FAMILIES["functions"]()).functions.values() if f.name == "ScaleLeak"
-    )
+    function = next(f for f in lower(FAMILIES["functions"]()).functions.values() if f.name == "ScaleLeak")
     assert constant_of(next(iter(function)).outputs[0]) is None
     sparse = next(iter(lower(FAMILIES["sparse"]()).graph)).outputs[0]
     found = constant_of(sparse)
@@ -230,7 +241,7 @@ def test_same_bytes_sees_every_bit() -> None:
     nan = np.array([0x7FC00000, 0x7FC00001], np.uint32).view(np.float32)
     assert not same_bytes(tensor(nan[:1]), tensor(nan[1:]))
     assert same_bytes(tensor(nan), tensor(nan.copy()))
-    assert not same_bytes(tensor(np.float32([0.0])), tensor(np.float32([-0.0])))
+    assert not same_bytes(tensor(np.array([0.0])), tensor(np.array([-0.0])))
     assert not same_bytes(tensor(np.zeros(2, np.int32)), tensor(np.zeros(2, np.float32)))
     assert not same_bytes(tensor(np.zeros((1, 2), np.int32)), tensor(np.zeros((2, 1), np.int32)))
     assert same_bytes(tensor(np.zeros((0, 2), np.int32)), tensor(np.zeros((0, 2), np.int32)))
