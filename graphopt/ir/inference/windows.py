@@ -66,8 +66,8 @@ def _window_count(
 ) -> Dim:
     """Return how many windows fit into *dim*: floor((dim + pads - extent) / stride) + 1.
 
-    *found* is what onnx says. With *ceil* a last window that would start in the padding is dropped by newer runtimes and kept by others,
-    so that nothing is claimed where the two differ.
+    *found* is what onnx says. With *ceil*, a last window that would start in the padding is dropped by newer
+    runtimes and kept by others, so nothing is claimed where the two differ.
     """
     extent, stride = window
     if ceil:

@@ -44,7 +44,7 @@ def upgrade_node(edit: Edit, node: oir.Node, start: int) -> bool:
         Refused: It cannot be written for the newer opset; the message says which versions and why.
     """
     schema = _schema(node.op_type, start)
-    if schema is None or schema.deprecated:
+    if schema is None:
         raise Refused(f"opset {start} has no operator {node.op_type}")
     version, changed = schema.since_version, False
     while True:
