@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from graphopt.errors import DataError, OptionError, PassFailed, WorkerError
-from graphopt.ir.emit import emit
+from graphopt.ir.emit import ExternalData, emit, save
 from graphopt.ir.lower import load
 from graphopt.pipeline.isolate import Isolation
 from graphopt.pipeline.manager import Manager, ManagerResult
 from graphopt.pipeline.plugins import load_plugins
 from graphopt.targets import load_target
-from tests.pipeline.kit import LOCAL_PLUGIN, plan_of, tiny
+from tests.pipeline.kit import LOCAL_PLUGIN, op_types, plan_of, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,3 +105,13 @@ def test_real_models_come_out_the_same(assets: Path, tmp_path: Path, name: str) 
         assert result.model is not None
         written.append(bytes(emit(result.model).SerializeToString(deterministic=True)))
     assert written[0] == written[1]
+
+
+def test_external_data_stays_where_it_is(plugin: Path, tmp_path: Path) -> None:
+    save(tiny(), tmp_path / "m.onnx", external=ExternalData("one-file", 1024))
+    model = load(tmp_path / "m.onnx")
+    weight = model.graph.initializers["w"].const_value
+    result = run("drop-dead,rename", plugin, model=model, keep_input=False)
+    assert result.error is None
+    assert model.graph.initializers["w"].const_value is weight
+    assert op_types(model) == ["MatMul", "Relu", "Identity"]

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 from pydantic import Field
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 from graphopt.errors import DataError, GateFailed, GraphoptError, PassFailed, PathError, VerifyError
-from graphopt.ir.emit import emit
+from graphopt.ir.emit import ExternalData, emit, save
 from graphopt.ir.fingerprint import fingerprint
 from graphopt.ir.lower import load
 from graphopt.pipeline.manager import Manager, ManagerResult, OnError
@@ -22,7 +23,7 @@ from graphopt.pipeline.plugins import Registry, load_plugins
 from graphopt.pipeline.reproducer import read_reproducer
 from graphopt.pipeline.text import Step, parse
 from graphopt.targets import load_target
-from tests.pipeline.kit import LOCAL_PLUGIN, plan_of, registry, tiny
+from tests.pipeline.kit import LOCAL_PLUGIN, WEIGHT, plan_of, registry, tiny
 
 if TYPE_CHECKING:
     from graphopt.ir import Model
@@ -251,3 +252,16 @@ def test_a_spoilt_folder_is_refused(tmp_path: Path, how: str, error: type[Grapho
     spoil(tmp_path / "r", how)
     with pytest.raises(error, match=words):
         read_reproducer(tmp_path / "r")
+
+
+def test_external_data_is_taken_along(tmp_path: Path) -> None:
+    save(tiny(), tmp_path / "m.onnx", external=ExternalData("one-file", 1024))
+    known = registry()
+    manager = Manager(known, target=TARGET)
+    manager.run(load(tmp_path / "m.onnx"), plan_of("crash", known), reproducer=tmp_path / "r")
+    for path in tmp_path.glob("m.onnx*"):
+        path.unlink()
+    assert sorted(path.name for path in (tmp_path / "r").glob("model*")) == ["model.onnx", "model.onnx.data"]
+    proto = onnx.load(tmp_path / "r" / "model.onnx")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(proto.graph.initializer[0]), WEIGHT)
+    assert isinstance(replay(tmp_path / "r").error, PassFailed)
