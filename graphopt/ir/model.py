@@ -141,7 +141,8 @@ def _with_subgraphs(graph: oir.Graph) -> Iterator[oir.Graph]:
 
     yield graph
     for node in graph:
-        for attribute in node.attributes.values() if node.attributes else ():
+        # The dict inside: its wrapper answers len() and values() in Python, for every node of every walk.
+        for attribute in node.attributes.data.values():
             if attribute.is_ref():
                 continue
             if attribute.type is AttributeType.GRAPH:

@@ -52,6 +52,7 @@ class Facts:
         self._dtypes: dict[oir.Value, oir.DataType | None] = {}
         self._shapes: Shapes | None = None
         self._imports: dict[oir.Graph, dict[str, int]] = {}
+        self._versions: dict[tuple[oir.Graph | None, str], int] = {}
         self._function_graphs: set[oir.Graph] = set()
         for function in model.functions.values():
             for graph in (function.graph, *function.subgraphs()):
@@ -71,12 +72,15 @@ class Facts:
 
     def version(self, node: oir.Node) -> int:
         """Return the opset version that decides what *node* means; 0 where its domain is not imported."""
-        imports = self._model.opset_imports
-        if node.graph in self._imports:
-            imports = self._imports[node.graph]
-        if node.domain in {"", "ai.onnx"}:
-            return imports.get("", imports.get("ai.onnx", 0))
-        return imports.get(node.domain, 0)
+        key = (node.graph if self._imports else None, node.domain)
+        known = self._versions.get(key)
+        if known is None:
+            imports = self._imports.get(node.graph, self._model.opset_imports) if node.graph else {}
+            known = imports.get(node.domain, 0)
+            if node.domain in {"", "ai.onnx"}:
+                known = imports.get("", imports.get("ai.onnx", 0))
+            self._versions[key] = known
+        return known
 
     def dtype(self, value: oir.Value | None) -> oir.DataType | None:
         """Return the element type of the tensor *value*, or None where it is unknown or no tensor."""

@@ -51,14 +51,16 @@ class Workbench:
         return tuple(self._skips)
 
     def run(self, rules: Mapping[str, tuple[Rule, ...]], general: tuple[Rule, ...] = ()) -> None:
-        """Apply *rules*, by operator of the default domain, and the *general* ones to all nodes."""
+        """Apply *rules*, by operator of the default domain, and *general* ones to inputs and outputs."""
         self.enqueue(self.model.nodes())
         while self._queue:
             node = self._queue.popleft()
             self._queued.discard(node)
-            for rule in general:
-                if node.graph is not None and rule(self, node):
-                    self.enqueue((node,))
+            # Most nodes have neither an omitted last input nor a second output.
+            if (node.inputs and node.inputs[-1] is None) or len(node.outputs) > 1:
+                for rule in general:
+                    if node.graph is not None and rule(self, node):
+                        self.enqueue((node,))
             if node.domain not in {"", "ai.onnx"}:
                 continue
             for rule in rules.get(node.op_type, ()):
