@@ -72,6 +72,7 @@ def test_a_native_crash_is_an_error(plugin: Path) -> None:
     assert result.error.where == "step 2 (crash)"
     assert "SIGABRT" in str(result.error)
     assert "running crash" in str(result.error)
+    assert str(result.error).count("step 2") == 1
 
 
 @pytest.mark.parametrize(
