@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
 
-def main() -> None:
-    """Run the command line and leave with its exit code; the entry point of ``graphopt``."""
-    import sys
 
-    from graphopt.cli.app import invoke
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line with *arguments*, those of the process by default, and leave with its exit code."""
+    from graphopt.cli.app import main as run
 
-    sys.exit(invoke(sys.argv[1:]))
+    run(arguments)
+
+
+def __getattr__(name: str) -> object:
+    if name == "app":
+        from graphopt.cli.app import app
+
+        return app
+    raise AttributeError(f"module 'graphopt.cli' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import typer
 from rich.text import Text
 
-from graphopt.cli.console import make_console, reserved_stdout, write_stdout
+from graphopt.cli.console import make_console, reserved_stdout, silence_stdout, write_stdout
 from graphopt.errors import GraphoptError, PathError, ProviderError
 from graphopt.record import ErrorRecord, RunRecord
 
@@ -65,6 +66,7 @@ class Session:
         self.err = make_console(stderr=True)
         self._stack = contextlib.ExitStack()
         self._shown: list[RenderableType] = []
+        self._text = ""
         self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -94,6 +96,10 @@ class Session:
         """Show *parts* on stdout once the command has ended, unless the JSON document stands there."""
         self._shown.extend(parts)
 
+    def show_text(self, text: str) -> None:
+        """Show *text* as it is, never wrapped to the terminal, once the command has ended."""
+        self._text += text if text.endswith("\n") else text + "\n"
+
     def fail(self, error: GraphoptError) -> None:
         """Note that the command failed with *error*; it may go on to show what it has."""
         self._error = error
@@ -112,14 +118,19 @@ class Session:
 
             write_stdout(to_text(record))
         else:
-            for part in self._shown:
-                self.out.print(part)
-            write_stdout("")
+            self._print_shown()
         for warning in dict.fromkeys(record.warnings):
             self._say("warning", "yellow", warning)
-        if error is not None:
-            self._explain(error)
+        self._explain(error)
         raise typer.Exit(record.exit_code)
+
+    def _print_shown(self) -> None:
+        try:
+            for part in self._shown:
+                self.out.print(part)
+        except BrokenPipeError:  # releases of rich without on_broken_pipe
+            silence_stdout()
+        write_stdout(self._text)
 
     def _settle(self, error: BaseException) -> None:
         from graphopt.pipeline.run import settle
@@ -145,8 +156,8 @@ class Session:
             hint="This is a fault of graphopt or of a plugin; --debug shows where.",
         )
 
-    def _explain(self, error: BaseException) -> None:
-        if self.debug and not isinstance(error, KeyboardInterrupt):
+    def _explain(self, error: BaseException | None) -> None:
+        if self.debug and error is not None and not isinstance(error, KeyboardInterrupt):
             self.err.print(Text("".join(traceback.format_exception(error)).rstrip()), soft_wrap=True)
         found = self.record.error
         if found is None:
@@ -162,8 +173,6 @@ class Session:
 
     @staticmethod
     def _make_report_folder(folder: Path) -> None:
-        import os
-
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -179,11 +188,10 @@ class Session:
         from graphopt.report import json, markdown
 
         try:
-            for name, reporter in (self.registry.reporters if self.registry else {}).items():
+            reporters = {} if self.registry is None else self.registry.reporters
+            for name in reporters:
                 try:
-                    reporter(self.record, self.report)
-                except GraphoptError as error:
-                    self.record.warnings.append(f"the reporter {name!r} failed: {error}")
+                    reporters[name](self.record, self.report)
                 except Exception as error:  # noqa: BLE001 - a stranger's code must not hide what happened
                     self.record.warnings.append(f"the reporter {name!r} failed: {_one_line(error)}")
             json.write(self.record, self.report)

@@ -194,13 +194,17 @@ def run(
     return Result(outcome.model, outcome.record, outcome.files)
 
 
-def execute(request: RunRequest) -> Outcome:
-    """Carry out *request*; a failure is in the outcome, not raised. An interrupt is raised."""
-    outcome = Outcome(
-        RunRecord(
-            command=request.command, versions=facts.versions(), target=request.target, seed=request.seed
-        )
-    )
+def execute(request: RunRequest, outcome: Outcome | None = None) -> Outcome:
+    """Carry out *request*; a failure is in the outcome, not raised. An interrupt is raised.
+
+    Args:
+        request: What to do.
+        outcome: Filled in as the run goes and returned; pass one to keep what is known after an interrupt.
+    """
+    outcome = Outcome(RunRecord()) if outcome is None else outcome
+    record = outcome.record
+    record.command, record.versions = request.command, facts.versions()
+    record.target, record.seed = request.target, request.seed
     try:
         with contextlib.ExitStack() as stack:
             _Run(request, outcome, stack).execute()

@@ -20,6 +20,7 @@ from graphopt.report.units import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import RenderableType
 
@@ -35,6 +36,7 @@ _STATUS_STYLE = {
     "active": "green",
     "disabled": "yellow",
 }
+_LEVELS = {"all": "with the runtime's optimizer", "none": "without it"}
 _MOST_SKIPS = 5
 _MOST_OUTPUTS = 12
 
@@ -53,6 +55,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: 
 def status(text: str) -> Text:
     """Return a status in its colour."""
     return Text(text.replace("_", " "), style=_STATUS_STYLE.get(text, ""))
+
+
+def run_headline(record: RunRecord, out: Path | None) -> Text:
+    """Return the line that says what became of what: ``ok  model.onnx -> out.onnx``."""
+    line = status(record.status)
+    line.stylize("bold")
+    line.append(f"  {'' if record.input is None else record.input.path}")
+    if out is not None:
+        line.append(f" -> {out}" if record.output is not None else f" -> nothing ({out} was not written)")
+    return line
 
 
 def run_summary(record: RunRecord) -> RenderableType:
@@ -116,22 +128,38 @@ def _skips(steps: Sequence[StepRecord]) -> Iterable[RenderableType]:
             yield Text(f"{step.name} left alone {len(step.skipped) - _MOST_SKIPS} more", style="dim")
 
 
-def validation_summary(validation: ValidationRecord) -> RenderableType:
-    """Return the comparison of two models: outputs, time, placement, problems."""
+def validation_summary(validation: ValidationRecord, *, levels: bool = False) -> RenderableType:
+    """Return the comparison of two models: each output at its worse level, or with *levels* at every one."""
     head = f"compared on {validation.provider or 'the runtime'} over {_many(validation.feeds, 'feed')}"
-    parts: list[RenderableType] = [Text(head, style="bold")]
-    if validation.outputs:
-        rows = [_output_row(output) for output in validation.outputs[:_MOST_OUTPUTS]]
-        parts.append(
-            table(("output", "SQNR", "max abs", "cosine", "top-1", "verdict"), rows, right=(1, 2, 3, 4))
-        )
-        if len(validation.outputs) > _MOST_OUTPUTS:
-            parts.append(Text(f"and {len(validation.outputs) - _MOST_OUTPUTS} more outputs", style="dim"))
-    if nodes := validation.placement.get("nodes"):
-        placed = ", ".join(f"{count} on {name}" for name, count in nodes.items())
-        parts.append(Text(f"nodes as placed: {placed}", style="dim"))
+    tables = {head: validation.outputs}
+    if levels and len(validation.levels) > 1:
+        tables = {
+            f"{head}, {_LEVELS.get(level, level)}": outputs for level, outputs in validation.levels.items()
+        }
+    parts: list[RenderableType] = []
+    for title, outputs in tables.items():
+        parts += [Text(title, style="bold"), *_outputs(outputs)]
     parts.extend(Text(problem, style="red") for problem in validation.problems)
     return Group(*parts)
+
+
+def _outputs(outputs: Sequence[OutputRecord]) -> Iterable[RenderableType]:
+    if not outputs:
+        return
+    # What failed stands first, so that it is seen however many outputs there are.
+    ordered = sorted(outputs, key=lambda output: output.passed)
+    rows = [_output_row(output) for output in ordered[:_MOST_OUTPUTS]]
+    yield table(("output", "SQNR", "max abs", "cosine", "top-1", "verdict"), rows, right=(1, 2, 3, 4))
+    if len(ordered) > _MOST_OUTPUTS:
+        yield Text(f"and {_many(len(ordered) - _MOST_OUTPUTS, 'more output')}", style="dim")
+
+
+def placement_line(validation: ValidationRecord) -> Text | None:
+    """Return how many nodes run where, or None where that is not known."""
+    nodes = validation.placement.get("nodes")
+    if not nodes:
+        return None
+    return Text(f"nodes as placed: {', '.join(f'{count} on {name}' for name, count in nodes.items())}")
 
 
 def _output_row(output: OutputRecord) -> tuple[str | Text, ...]:
@@ -181,7 +209,7 @@ def inspection(path: str, size_bytes: int, facts: Mapping[str, Any]) -> Renderab
         value = facts[key]
         if value:
             rows.append((label, str(value) if isinstance(value, int) else ", ".join(value)))
-    parts: list[RenderableType] = [_pairs(rows), Text()]
+    parts: list[RenderableType] = [fields(rows), Text()]
     values = [("input", each) for each in facts["inputs"]] + [("output", each) for each in facts["outputs"]]
     parts.append(
         table(
@@ -237,7 +265,8 @@ def _findings(facts: Mapping[str, Any]) -> Iterable[Text]:
         yield Text(note, style="dim")
 
 
-def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
+def fields(rows: Iterable[tuple[str, str]]) -> Table:
+    """Return names and values, one pair a line."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
