@@ -231,6 +231,23 @@ DROPPED: dict[str, tuple[str, list[str]]] = {
         " { a = Pad (x, p, v, t) y = Conv (a, w) }"),
         ["Pad", "Conv"],
     ),
+    "slices-of-two-axes": (
+        (
+            "g (float[4,6] x) => (float[2,3] y, float[2,2] z)"
+            " <int64[1] s = {0}, int64[1] e = {9}, int64[1] m = {-2}, int64[1] one = {1}, int64[1] zero = {0}, int64[1] last = {-1}, int64[1] two = {2}>"
+            " { a = Slice (x, s, e, zero, two) y = Slice (a, s, e, last, two) z = Slice (a, m, e, one) }"
+        ),
+        ["Slice", "Slice"],
+    ),
+    "slices-with-another-reader": (
+        (
+            "g (float[4,6] x) => (float[2,3] y, float[2,6] z)"
+            " <int64[1] s = {0}, int64[1] e = {9}, int64[1] one = {1},"
+            " int64[1] zero = {0}, int64[1] two = {2}>"
+            " { a = Slice (x, s, e, zero, two) y = Slice (a, s, e, one, two) z = Neg (a) }"
+        ),
+        ["Slice", "Slice", "Neg"],
+    ),
     "if-bodies": (
         ("g (float[2,3] x, bool c) => (float[2,3] y) {"
         " h = Identity (x)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.passes.cleanup import arithmetic, constants, layout, noops, optional, padding
+from graphopt.passes.cleanup import arithmetic, constants, layout, noops, optional, padding, slices
 
 if TYPE_CHECKING:
     from graphopt.passes.cleanup.workbench import Rule
@@ -42,6 +42,7 @@ _RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (layout.merge_reshape, ("Reshape",)),
     (layout.view_to_reshape, ("Flatten", "Squeeze", "Transpose", "Unsqueeze")),
     (layout.simplify_concat, ("Concat",)),
+    (slices.merge_slices, ("Slice",)),
     (padding.pad_into_conv, ("Conv",)),
     (optional.drop_default_inputs, tuple(sorted(optional.DEFAULTED))),
 )
