@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
 
+def main() -> None:
+    """Run the command line and leave with its exit code; the entry point of ``graphopt``."""
+    import sys
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line with *arguments*, those of the process by default, and leave with its exit code."""
-    from graphopt.cli.app import main as run
+    from graphopt.cli.app import invoke
 
-    run(arguments)
-
-
-def __getattr__(name: str) -> object:
-    if name == "app":
-        from graphopt.cli.app import app
-
-        return app
-    raise AttributeError(f"module 'graphopt.cli' has no attribute {name!r}")
+    sys.exit(invoke(sys.argv[1:]))

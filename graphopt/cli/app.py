@@ -1,127 +1,151 @@
-"""The application: its commands, and what happens where one cannot even be parsed."""
+"""The application: commands, and what becomes of errors.
+
+Every way out of a command goes through :func:`invoke`: results and errors become text or one JSON document,
+and an exit code. Commands return their exit code; they raise, and never print, errors.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+import traceback
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from graphopt.cli.commands import demo, inspect, listing, replay, run, validate
-from graphopt.cli.session import INTERRUPTED, Session, command_of, flush_quietly, is_json, settings
-from graphopt.errors import OptionError
+from graphopt import __version__
+from graphopt.cli import demo, inspect, listings, run, validate
+from graphopt.cli.output import Output
+from graphopt.errors import GraphoptError, OptionError, nearest
+from graphopt.record import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-_UsageError: Any = typer.BadParameter.__base__
-"""What typer raises for a command line it cannot parse; public only as the base of BadParameter."""
-
-
-class GraphoptGroup(TyperGroup):
-    """The group of all commands; a usage error is told like every other error."""
-
-    def main(  # noqa: D102 - typer's
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,  # noqa: ANN401 - typer's
-    ) -> Any:  # noqa: ANN401 - typer's
-        arguments = sys.argv[1:] if args is None else list(args)
-        settings.debug = False
-        try:
-            code = super().main(
-                args=arguments,
-                prog_name=prog_name or "graphopt",
-                complete_var=complete_var,
-                standalone_mode=False,
-                windows_expand_args=windows_expand_args,
-                **extra,
-            )
-        except _UsageError as error:
-            code = _tell_usage(error, arguments)
-        except (KeyboardInterrupt, typer.Abort):
-            code = INTERRUPTED
-        if not standalone_mode:
-            return code
-        flush_quietly()
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _tell_usage(error: Any, arguments: list[str]) -> int:  # noqa: ANN401 - typer's usage error
-    context = error.ctx
-    path = context.command_path if context is not None else "graphopt"
-    message = " ".join(error.format_message().split()).rstrip(".?")
-    message, _, guess = message.partition(". Did you mean ")
-    hint = f"Did you mean {guess}? " if guess else ""
-    try:
-        with Session(command_of(arguments), as_json=is_json(arguments)):
-            raise OptionError(
-                message[:1].lower() + message[1:], hint=f"{hint}'{path} --help' lists what there is."
-            )
-    except typer.Exit as stop:
-        return stop.exit_code
-
+INTERRUPTED = 130
+_BUG = 4
 
 app = typer.Typer(
     name="graphopt",
-    cls=GraphoptGroup,
-    help="Compiler passes over ONNX graphs: make a model smaller and faster, and prove that it still works.",
+    help="Make an ONNX model smaller and faster, and prove that it still works.",
+    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+for _module in (run, validate, inspect, listings, demo):
+    _module.register(app)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from graphopt import __version__
-
-        typer.echo(f"graphopt {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def options(
-    context: typer.Context,
-    _version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+@app.callback()
+def graphopt(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options before the sub-command."""
-    settings.debug = debug
-    if context.invoked_subcommand is None:
-        if text := context.get_help():
-            typer.echo(text)
-        raise typer.Exit(OptionError.exit_code)
+    """Make an ONNX model smaller and faster, and prove that it still works."""
+    del version, debug  # read from the arguments by invoke()
 
 
-app.command("run")(run.run)
-app.command("replay")(replay.replay)
-app.command("validate")(validate.validate)
-app.command("inspect")(inspect.inspect)
-app.command("passes")(listing.passes)
-app.command("plugins")(listing.plugins)
-app.command("targets")(listing.targets)
-app.command("demo")(demo.demo)
+def command_names() -> tuple[str, ...]:
+    """Return the names of all commands, in the order of ``--help``."""
+    names = []
+    for info in app.registered_commands:
+        assert info.callback is not None
+        names.append(info.name or info.callback.__name__)
+    return tuple(names)
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    app(args=arguments)
-    raise AssertionError("the application ends the process")  # pragma: no cover
+def invoke(arguments: Sequence[str]) -> int:
+    """Run the command that *arguments* name and return the exit code."""
+    if list(arguments) in (["--version"], ["-V"]):
+        sys.stdout.write(f"graphopt {__version__}\n")
+        return 0
+    output = Output(json="--json" in arguments)
+    debug = "--debug" in arguments
+    _end_on_sigterm()
+    try:
+        code = app(args=list(arguments), prog_name="graphopt", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _interrupted(output)
+    except GraphoptError as error:
+        return _failed(output, error, debug=debug)
+    except Exception as error:  # noqa: BLE001 - the last stop: nothing may leave as a traceback
+        if (usage := _usage_error(error)) is not None:
+            return _failed(output, usage, debug=debug)
+        bug = GraphoptError(
+            f"internal error, a fault of graphopt: {type(error).__name__}: {error}",
+            hint="Run the command again with --debug to see where, and report it.",
+        )
+        bug.__cause__ = error
+        return _failed(output, bug, debug=debug, code=_BUG)
+    if code == INTERRUPTED:
+        return _interrupted(output)
+    return int(code or 0)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """Treat a polite request to end as an interrupt: drafts are removed on the way out."""
-    del number, frame
-    raise KeyboardInterrupt
+def _usage_error(error: Exception) -> OptionError | None:
+    """Return what typer (or the click that it stands on) found wrong with the arguments."""
+    if not hasattr(error, "format_message") or getattr(error, "exit_code", None) is None:
+        return None
+    message = str(error.format_message()).strip().rstrip(".")
+    hint = ""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{message}\n")
+        return OptionError("no command was given", hint="`graphopt --help` lists the commands.")
+    if message.startswith("No such command"):
+        message = message.split(". ")[0].split("? ")[0]
+        name = message.split("'")[1] if "'" in message else ""
+        hint = nearest(name, command_names(), what="commands")
+        message = f"there is no command {name!r}"
+    context = getattr(error, "ctx", None)
+    return OptionError(
+        message, hint=hint or f"`{getattr(context, 'command_path', 'graphopt')} --help` says more."
+    )
+
+
+def _failed(output: Output, error: GraphoptError, *, debug: bool, code: int | None = None) -> int:
+    from graphopt.pipeline.run import settle
+
+    if debug:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    record = RunRecord(command="", status="failed")
+    settle(record, error)
+    output.error(error)
+    if output.json:
+        output.document(record)
+    return error.exit_code if code is None else code
+
+
+def _interrupted(output: Output) -> int:
+    error = GraphoptError("interrupted; nothing partial is left")
+    output.error(error)
+    if output.json:
+        from graphopt.pipeline.run import settle
+
+        record = RunRecord(command="", status="failed")
+        settle(record, error)
+        record.exit_code = INTERRUPTED
+        output.document(record)
+    return INTERRUPTED
+
+
+def _end_on_sigterm() -> None:
+    """Let a request to end unwind like an interrupt, so that temporary files and children go too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        return

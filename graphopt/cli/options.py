@@ -1,79 +1,59 @@
-"""Options that several commands share, and the texts of options turned into values."""
+"""Options that several commands share, and their values."""
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from graphopt.errors import OptionError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-
-class OnError(str, Enum):
-    """What a run does when a step fails."""
-
-    RAISE = "raise"
-    ROLLBACK = "rollback"
-    STOP = "stop"
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
-Data = Annotated[
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DimOption = Annotated[
+    list[str] | None,
+    typer.Option("--dim", metavar="NAME=SIZE", help="Bind a free dim of the model's inputs. Repeatable."),
+]
+DataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
         metavar="SRC",
-        help="Feeds: a .npz file, a folder of .npz files (one feed each), or random:N (seeded).",
+        help="Inputs: an .npz file, a folder with one .npz a feed, ONNX test_data_set folders, or random:N.",
     ),
 ]
-Samples = Annotated[
+SamplesOption = Annotated[
     int | None, typer.Option("--samples", metavar="N", help="Take the first N feeds of the data.")
 ]
-Providers = Annotated[
+ProviderOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--ep",
-        metavar="NAME",
-        help="Execution provider to run on; repeatable. Default: the target's, or the CPU with a warning.",
-    ),
+    typer.Option("--ep", metavar="NAME", help="Execution provider to run on. Repeatable."),
 ]
-Dims = Annotated[
-    list[str] | None,
-    typer.Option("--dim", metavar="NAME=VALUE", help="Size of a symbolic dim; repeatable."),
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed for everything random.")]
+LocalPluginsOption = Annotated[
+    Path | None, typer.Option("--local-plugins", metavar="FILE", help="A one-file plugin to load.")
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="INT", help="Seed of everything random.")]
-ReportFolder = Annotated[
-    str | None,
-    typer.Option("--report", metavar="DIR", help="Write report.json and report.md into this folder."),
-]
-LocalPlugins = Annotated[
-    str | None, typer.Option("--local-plugins", metavar="FILE", help="A Python file to load as a plugin.")
-]
-Target = Annotated[
-    str, typer.Option("--target", metavar="NAME", help="What to compile for; need not be installed.")
-]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="An ONNX file.")]
 
 
-def parse_dims(texts: Sequence[str] | None) -> Mapping[str, int]:
-    """Return sizes by name from texts of the form ``name=value``.
+def parse_dims(texts: list[str] | None) -> dict[str, int]:
+    """Return the sizes that ``--dim`` gave.
 
     Raises:
-        OptionError: A text has another form, a size is below 1, or one name has two sizes.
+        OptionError: A text is not NAME=SIZE with a whole number from 0, or a name is given two sizes.
     """
-    sizes: dict[str, int] = {}
+    dims: dict[str, int] = {}
     for text in texts or ():
-        name, equals, value = (part.strip() for part in text.rpartition("="))
-        if not (name and equals and value.isascii() and value.isdigit() and int(value) >= 1):
+        name, equals, size = text.rpartition("=")
+        if not (name and equals and size.isascii() and size.isdigit()):
             raise OptionError(
-                f"expected name=value with a whole number of at least 1, got {text!r}",
+                f"expected NAME=SIZE with a whole number, got {text!r}",
                 where="--dim",
-                hint="For example: --dim batch=1",
+                hint="For example --dim batch=1.",
             )
-        if sizes.setdefault(name, int(value)) != int(value):
-            raise OptionError(f"{name!r} is bound to {sizes[name]} and to {value}", where="--dim")
-    return sizes
+        if dims.setdefault(name, int(size)) != int(size):
+            raise OptionError(f"{name!r} is bound to {dims[name]} and to {size}", where="--dim")
+    return dims
