@@ -35,7 +35,7 @@ def as_failure(planned: PlannedStep, error: BaseException) -> GraphoptError:
         return error
     if isinstance(error, GraphoptError):
         where = error.where if error.where.startswith(planned.title) else join(planned.title, error.where)
-        return PassFailed(f"the pass failed, {error.message}", where=where, hint=error.hint)
+        return PassFailed(f"the pass failed: {error.message}", where=where, hint=error.hint)
     return PassFailed(f"the pass raised {described(error)}", where=planned.title)
 
 
