@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -234,7 +236,8 @@ DROPPED: dict[str, tuple[str, list[str]]] = {
     "slices-of-two-axes": (
         (
             "g (float[4,6] x) => (float[2,3] y, float[2,2] z)"
-            " <int64[1] s = {0}, int64[1] e = {9}, int64[1] m = {-2}, int64[1] one = {1}, int64[1] zero = {0}, int64[1] last = {-1}, int64[1] two = {2}>"
+            " <int64[1] s = {0}, int64[1] e = {9}, int64[1] m = {-2},"
+            " int64[1] one = {1}, int64[1] zero = {0}, int64[1] last = {-1}, int64[1] two = {2}>"
             " { a = Slice (x, s, e, zero, two) y = Slice (a, s, e, last, two) z = Slice (a, m, e, one) }"
         ),
         ["Slice", "Slice"],
@@ -411,7 +414,7 @@ def test_old_and_new_forms_of_axes(opset: int) -> None:
     """Squeeze, Unsqueeze, Slice, Pad and ReduceSum took attributes before they took inputs."""
     nodes, initializers = [], []
 
-    def listed(name: str, op_type: str, source: str, target: str, since: int, **lists: list[int]) -> None:
+    def listed(name: str, op_type: str, source: str, target: str, since: int, **lists: Any) -> None:
         if opset < since:
             nodes.append(helper.make_node(op_type, [source], [target], **lists))
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -20,11 +20,12 @@ from tests.passes.harness import apply, assert_same_function, session_for
 
 if TYPE_CHECKING:
     from graphopt.api import Pass
+    from graphopt.ir import Model
 
 PASSES: tuple[type[Pass], ...] = (Canonicalize, EliminateDead, Deduplicate)
 SHAPE = [2, 3]
 # Exact in every order, so that nothing but a wrong rewrite can change a bit.
-NUMBERS = np.array([0.0, 1.0, -1.0, 2.0, 0.5], np.float32)
+NUMBERS = [0.0, 1.0, -1.0, 2.0, 0.5]
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Builder:
     def source(self) -> str:
         return self.draw(st.sampled_from(self.visible))
 
-    def node(self, op_type: str, inputs: list[str], **attributes: object) -> str:
+    def node(self, op_type: str, inputs: list[str], **attributes: Any) -> str:
         output = f"{self.fresh()}_{op_type.lower()}"
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=f"{output}_node", **attributes))
         return output
@@ -220,7 +221,7 @@ def runs(model: onnx.ModelProto) -> bool:
 def check(model: onnx.ModelProto, passes: tuple[type[Pass], ...]) -> None:
     onnx.checker.check_model(model)
     assume(runs(model))
-    after = model
+    after: onnx.ModelProto | Model = model
     for pass_type in passes:
         after, _ = apply(pass_type(), after)
         _, again = apply(pass_type(), after)
