@@ -17,21 +17,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as oir
 
 from graphopt.ir import tensors
 from graphopt.ir.collector import collector_paused
+from graphopt.ir.inference.symbols import Symbols
+from graphopt.ir.inference.walk import Walk
 from graphopt.ir.macs import macs_of
-from graphopt.ir.model import Model
 from graphopt.ir.rewrite import attribute, node_graphs
 from graphopt.ir.semantics import WeightRole, weight_roles
-from graphopt.ir.shapes import Shapes, infer_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from graphopt.ir.model import Model
 
 UNUSED = "(unused)"
 GRAPH_OUTPUT = "(graph output)"
@@ -75,7 +77,8 @@ class Cost:
         weight_bytes: Bytes of all constant tensors.
         bytes_by_dtype: Bytes by element type, as ONNX names it in lower case, largest first.
         bytes_by_op: Bytes by operator of the first user, largest first.
-        per_node: Nodes that have MACs or constants, in graph order, bodies behind the node they belong to.
+        per_node: Nodes that have MACs or constants, in graph order, bodies behind the node they belong to; a
+            call of a function is one node, what its body stores stands at the end.
         dead: Initializers that nothing uses.
         notes: Assumptions made, one sentence each.
     """
@@ -100,18 +103,11 @@ def measure_cost(model: Model, dims: Mapping[str, int] | None = None) -> Cost:
         dims: Sizes bound to symbolic dims, by name.
     """
     with collector_paused():
-        counted = _inlined(model) if model.functions else model
-        meter = _Meter(counted, infer_shapes(counted, dims, unbound=1, assume_defaults=True))
+        walk = Walk(model, Symbols(dims or {}, unbound=1))
+        meter = _Meter(model, walk)
+        walk.on_call = meter.called
+        walk.run(assume_defaults=True)
         return meter.measure()
-
-
-def _inlined(model: Model) -> Model:
-    """Return a copy of *model* with every function call replaced by the body; tensors are shared."""
-    from onnx_ir.passes.common import InlinePass
-
-    copy = model.clone()
-    InlinePass()(copy.store)
-    return Model(copy.store, source=model.source)
 
 
 def label(node: oir.Node) -> str:
@@ -130,20 +126,31 @@ class _Constants:
 @dataclass(slots=True)
 class _Meter:
     model: Model
-    shapes: Shapes
+    walk: Walk
     by_dtype: Counter[str] = field(default_factory=Counter)
     by_op: Counter[str] = field(default_factory=Counter)
     dead: list[str] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     constants: dict[oir.Node, _Constants] = field(default_factory=dict)
+    calls: dict[oir.Node, int | None] = field(default_factory=dict)
     parameters: int = 0
-    per_node: list[NodeCost] = field(default_factory=list)
+
+    def called(self, node: oir.Node, function: oir.Function) -> None:
+        """Take down the MACs of one call, while the shapes in the body are those of this call.
+
+        Calls inside the body were taken down just before.
+        """
+        costs = self._graph(function.graph, 1)
+        self.calls[node] = None if _unknown(costs) else _known(costs)
 
     def measure(self) -> Cost:
+        """Put everything together, after the inference."""
         self._weigh()
-        self._graph(self.model.graph, 1)
-        unknown = tuple(node.name for node in self.per_node if node.macs is None and node.times)
-        known = sum((node.macs or 0) * node.times for node in self.per_node)
+        costs = self._graph(self.model.graph, 1)
+        unknown, known = _unknown(costs), _known(costs)
+        for function in self.model.functions.values():
+            # What is computed in a body counts at its calls; what is stored in it counts here.
+            costs += [replace(cost, macs=0, times=0) for cost in self._graph(function.graph, 0) if cost.bytes]
         return Cost(
             macs=None if unknown else known,
             known_macs=known,
@@ -152,7 +159,7 @@ class _Meter:
             weight_bytes=sum(self.by_dtype.values()),
             bytes_by_dtype=_largest_first(self.by_dtype),
             bytes_by_op=_largest_first(self.by_op),
-            per_node=tuple(self.per_node),
+            per_node=tuple(costs),
             dead=tuple(self.dead),
             notes=tuple(self.notes),
         )
@@ -177,51 +184,58 @@ class _Meter:
             constants.parameters += parameters
             constants.bytes += size
 
-    def _graph(self, graph: oir.Graph, times: int) -> None:
+    def _graph(self, graph: oir.Graph, times: int) -> list[NodeCost]:
+        costs: list[NodeCost] = []
         for node in graph:
-            macs = macs_of(node, self._shape_of)
+            macs = self.calls[node] if node in self.calls else macs_of(node, self._shape_of)
             constants = self.constants.get(node)
             if macs != 0 or constants is not None:
                 held = constants or _Constants()
-                self.per_node.append(
-                    NodeCost(_name(node), label(node), macs, held.parameters, held.bytes, times)
-                )
-                if macs:
+                costs.append(NodeCost(_name(node), label(node), macs, held.parameters, held.bytes, times))
+                if macs and times:
                     self._note_assumed_dims(node)
             if node.attributes:
-                self._bodies(node, times)
+                costs += self._bodies(node, times)
+        return costs
 
-    def _bodies(self, node: oir.Node, times: int) -> None:
+    def _bodies(self, node: oir.Node, times: int) -> list[NodeCost]:
         bodies = list(node_graphs(node))
         if not bodies:
-            return
+            return []
         if node.op_type == "If" and not node.domain:
-            totals = [self._total(body) for body in bodies]
+            totals = [_known(self._graph(body, 1)) for body in bodies]
             largest = totals.index(max(totals))
-            for index, body in enumerate(bodies):
-                self._graph(body, times if index == largest else 0)
-            return
-        trips = self.shapes.trips.get(node)
+            counted = [times if index == largest else 0 for index in range(len(bodies))]
+            return [
+                cost for body, count in zip(bodies, counted, strict=True) for cost in self._graph(body, count)
+            ]
+        trips = self.walk.trips.get(node)
         if trips is None:
             trips = 1
             self.notes[f"{label(node)} {_name(node)!r}: number of iterations unknown, counted once"] = None
-        for body in bodies:
-            self._graph(body, times * trips)
-
-    def _total(self, graph: oir.Graph) -> int:
-        """Return the known MACs of *graph*, for comparing the branches of an If."""
-        meter = _Meter(self.model, self.shapes)
-        meter._graph(graph, 1)
-        return sum((node.macs or 0) * node.times for node in meter.per_node)
+        return [cost for body in bodies for cost in self._graph(body, times * trips)]
 
     def _shape_of(self, value: oir.Value | None) -> tuple[int, ...] | None:
-        shape = self.shapes.shape(value)
-        return None if shape is None else tuple(dim if isinstance(dim, int) else 1 for dim in shape)
+        fact = None if value is None else self.walk.facts.get(value)
+        if fact is None or fact.shape is None:
+            return None
+        return tuple([dim if isinstance(dim, int) else 1 for dim in fact.shape])
 
     def _note_assumed_dims(self, node: oir.Node) -> None:
-        values = (*node.inputs, *node.outputs[:1])
-        if any(not isinstance(dim, int) for value in values for dim in self.shapes.shape(value) or ()):
+        facts = [
+            self.walk.facts.get(value) for value in (*node.inputs, *node.outputs[:1]) if value is not None
+        ]
+        shapes = [fact.shape for fact in facts if fact is not None and fact.shape is not None]
+        if any(isinstance(dim, str) for shape in shapes for dim in shape):
             self.notes[f"{label(node)} {_name(node)!r}: dims known only when it runs count as 1"] = None
+
+
+def _unknown(costs: list[NodeCost]) -> tuple[str, ...]:
+    return tuple(cost.name for cost in costs if cost.macs is None and cost.times)
+
+
+def _known(costs: list[NodeCost]) -> int:
+    return sum((cost.macs or 0) * cost.times for cost in costs)
 
 
 def _constant_values(model: Model) -> Iterator[tuple[oir.Value, oir.TensorProtocol]]:

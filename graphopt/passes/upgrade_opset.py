@@ -65,15 +65,16 @@ class UpgradeOpset(Pass):
         with collector_paused():
             counts = _upgrade(model, edit, current)
         changed = bool(counts)
+        before = model.ir_version
         if changed:
-            before = model.ir_version
-            counts = {**counts, **_raise_ir_version(model, options.to)}
+            _raise_ir_version(model, options.to)
             if before < _OVERRIDABLE_IR <= model.ir_version and any(
                 value.is_initializer() for value in model.graph.inputs
             ):
                 remark = "its initializers are inputs: callers may override them from IR version 4 on"
                 edit.notes.append(("model", remark))
-        return Report(changed=changed, counts=counts, skipped=tuple(edit.notes))
+        versions = {"opset": [current, model.opset], "ir_version": [before, model.ir_version]}
+        return Report(changed=changed, counts=counts, skipped=tuple(edit.notes), extra=versions)
 
 
 def _unchanged(where: str, reason: str) -> Report:
@@ -110,7 +111,7 @@ def _check_range(current: int, to: int, context: Context) -> None:
 def _upgrade(model: Model, edit: Edit, current: int) -> dict[str, int]:
     """Rewrite all graphs and return what was done how often; empty where nothing was."""
     refusals: list[str] = []
-    counts = {"nodes_rewritten": 0, "functions": 0}
+    counts = {"nodes_rewritten": 0}
     jobs: list[tuple[dict[str, int], list[oir.Node], int]] = []
     if current < edit.to:
         main = [model.graph, *model.graph.subgraphs()]
@@ -120,7 +121,6 @@ def _upgrade(model: Model, edit: Edit, current: int) -> dict[str, int]:
         if FIRST <= version < edit.to:
             graphs = [function.graph, *function.subgraphs()]
             jobs.append((function.opset_imports, [node for graph in graphs for node in graph], version))
-            counts["functions"] += 1
     for imports, nodes, version in jobs:
         for node in nodes:
             if node.domain in _DOMAINS and not _is_call(model, node):
@@ -138,7 +138,7 @@ def _upgrade(model: Model, edit: Edit, current: int) -> dict[str, int]:
         )
     if not jobs:
         return {}
-    return {"opset": edit.to - current, **{key: count for key, count in counts.items() if count}}
+    return {"graphs_upgraded": len(jobs), **{key: count for key, count in counts.items() if count}}
 
 
 def _upgrade_one(
@@ -156,10 +156,6 @@ def _is_call(model: Model, node: oir.Node) -> bool:
     return (node.domain, node.op_type, node.overload or "") in model.functions
 
 
-def _raise_ir_version(model: Model, opset: int) -> dict[str, int]:
-    needed = helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset))
-    if needed is None or needed <= model.ir_version:
-        return {}
-    before = model.ir_version
-    model.store.ir_version = needed
-    return {"ir_version": needed - before}
+def _raise_ir_version(model: Model, opset: int) -> None:
+    needed = helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), 0)
+    model.store.ir_version = max(needed, model.ir_version)

@@ -54,7 +54,7 @@ def test_values_of_all_graphs_are_described() -> None:
     proto = parse(MODEL)
     model, report = apply(InferShapes(), proto)
     found = infos(model)
-    spatial = ["floor(H-3,2)+1", "floor(W-3,2)+1"]
+    spatial = ["floor((H-3)/2)+1", "floor((W-3)/2)+1"]
     assert found["h"] == found["r"] == found["n"] == (TensorProto.FLOAT, ["batch", 8, *spatial])
     assert found["y"] == (TensorProto.FLOAT, ["a", "b", "p", "q"]), "names that callers see are kept"
     assert report.counts["types_added"] == 3

@@ -162,7 +162,7 @@ class Symbols:
         exact = self.exact_div(a, b)
         if exact is not None:
             return exact
-        return self._call("floor", a, b) if isinstance(b, int) and b > 0 else None
+        return self._floor(a, b) if isinstance(b, int) and b > 0 else None
 
     def truncated_div(self, a: Dim, b: Dim) -> Dim | None:
         """Return a / b rounded towards zero, as ONNX Div does on integers; None where b may be zero."""
@@ -199,11 +199,11 @@ class Symbols:
         self._polys[name] = {(name,): 1}
         self._births[name] = len(self._births)
 
-    def _call(self, function: str, a: Dim, b: Dim) -> str:
-        """Return the symbol for *function*(a, b), which is an atom to further arithmetic."""
-        name = f"{function}({a},{b})"
+    def _floor(self, a: Dim, b: int) -> str:
+        """Return the symbol for floor(a / b), which is an atom to further arithmetic."""
+        name = f"floor(({a})/{b})"
         if len(name) > _MAX_NAME or name in self.declared:
-            name = self.memo((function, a, b))
+            name = self.memo(("floor", a, b))
         elif name not in self._polys:
             self._atom(name)
         if not self.is_non_negative(a):

@@ -20,12 +20,14 @@ from graphopt.ir.inference.windows import refine_windows
 from graphopt.ir.rewrite import node_graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from graphopt.ir.inference.symbols import Symbols
     from graphopt.ir.model import Model
 
 _MAX_DEPTH = 100
+# Up to IR version 3 every initializer had to be an input, and onnxruntime takes it for a constant.
+_OVERRIDABLE_IR = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Walk:
         symbols: All symbols of this inference.
         facts: What was found out, by value.
         errors: (node, what its inference function said) for each node that it refused.
+        trips: Iterations of each Loop and Scan whose number is known.
+        on_call: Called with each call of a function, when the facts of its body are those of this call.
     """
 
     model: Model
@@ -59,6 +63,7 @@ class Walk:
     facts: dict[oir.Value, Fact] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     trips: dict[oir.Node, int] = field(default_factory=dict)
+    on_call: Callable[[oir.Node, oir.Function], None] | None = None
     _standard: StandardInference = field(init=False)
     _joined: dict[oir.Value, Fact] = field(default_factory=dict)
 
@@ -69,7 +74,7 @@ class Walk:
         """Infer everything that the main graph reaches."""
         graph = self.model.graph
         for value in graph.inputs:
-            if assume_defaults and value.const_value is not None:
+            if value.const_value is not None and (assume_defaults or self.model.ir_version < _OVERRIDABLE_IR):
                 self.put(value, from_tensor(value.const_value))
             else:
                 self.put(value, from_value(value, self.symbols))
@@ -183,6 +188,8 @@ class Walk:
         for index, value in enumerate(function.inputs):
             self.put(value, (self.get(node.inputs[index]) if index < len(node.inputs) else None) or UNKNOWN)
         results = self.graph(function.graph, Scope(function.opset_imports, bound, scope.depth + 1))
+        if self.on_call is not None:
+            self.on_call(node, function)
         # A value of the body means something only where all calls agree on it.
         for graph in (function.graph, *function.subgraphs()):
             for value in control.values_of(graph):
