@@ -111,30 +111,35 @@ def measure_here(
 ) -> Latency:
     """Do what :func:`measure_latency` does in this process."""
     clock = time.thread_time if provider == "cpu" else time.perf_counter
-    samples: list[tuple[list[float], ...]] = []
+    judged: list[tuple[list[float], list[float]]] = []
+    noise: list[tuple[list[float], list[float]]] = []
     full = True
     trial = 0
     while trial < trials:
         worker.stage(f"timing trial {trial + 1} of {trials}")
-        runs = [_ready(path, feeds, provider) for path in (before, after, before)]
-        repeats = [_repeats(run, clock) for run in runs]
+        first = _Subject(before, feeds, provider, clock)
+        other = _Subject(after, feeds, provider, clock)
         if not trial:
-            cost = sum(count * seconds for count, seconds in repeats)
-            trials, rounds, full = _affordable(trials, rounds, cost, budget_s)
-        samples.append(_trial(runs, [count for count, _ in repeats], rounds, clock))
-        runs.clear()  # or the sessions of two trials would be in memory at once
+            round_s = 3 * first.sample_s + other.sample_s
+            trials, rounds, full = _affordable(trials, rounds, round_s, budget_s)
+        judged.append(_pair(first, other, rounds, clock))
+        del other  # its memory, before another session is made
+        again = _Subject(before, feeds, provider, clock)
+        noise.append(_pair(first, again, rounds, clock))
+        del first, again
         trial += 1
         worker.progress(trial, trials)
-    medians = [tuple(map(statistics.median, each)) for each in samples]
-    ratios = tuple(_quotient(after_s, before_s) for before_s, after_s, _ in medians)
-    noise = tuple(_quotient(again_s, before_s) for before_s, _, again_s in medians)
+    ratios, noise_ratios = (
+        tuple(_quotient(statistics.median(b), statistics.median(a)) for a, b in pairs)
+        for pairs in (judged, noise)
+    )
     return Latency(
-        before_s=statistics.median(sample for each in samples for sample in each[0]),
-        after_s=statistics.median(sample for each in samples for sample in each[1]),
+        before_s=statistics.median(sample for pair in judged for sample in pair[0]),
+        after_s=statistics.median(sample for pair in judged for sample in pair[1]),
         ratio=statistics.median(ratios),
-        noise_ratio=statistics.median(noise),
+        noise_ratio=statistics.median(noise_ratios),
         ratios=ratios,
-        noise_ratios=noise,
+        noise_ratios=noise_ratios,
         rounds=rounds,
         full=full,
     )
@@ -143,6 +148,26 @@ def measure_here(
 def _ready(path: Path, feeds: Feeds, provider: str) -> Callable[[], object]:
     run: Callable[[], object] = open_session(path, provider=provider).bind(feeds)
     return run
+
+
+class _Subject:
+    """A fresh session that runs one feed, and how often to run it for one sample.
+
+    Attributes:
+        sample_s: What one sample takes, about.
+    """
+
+    def __init__(self, path: Path, feeds: Feeds, provider: str, clock: Callable[[], float]) -> None:
+        self._run = _ready(path, feeds, provider)
+        self._count, seconds = _repeats(self._run, clock)
+        self.sample_s = self._count * seconds
+
+    def sample(self, clock: Callable[[], float]) -> float:
+        """Return the seconds of one inference."""
+        start = clock()
+        for _ in range(self._count):
+            self._run()
+        return (clock() - start) / self._count
 
 
 def _repeats(run: Callable[[], object], clock: Callable[[], float]) -> tuple[int, float]:
@@ -169,20 +194,20 @@ def _affordable(trials: int, rounds: int, round_s: float, budget_s: float) -> tu
     return 1, min(rounds, max(_FEWEST_ROUNDS, int(budget_s / round_s))), False
 
 
-def _trial(
-    runs: list[Callable[[], object]], repeats: list[int], rounds: int, clock: Callable[[], float]
-) -> tuple[list[float], ...]:
-    """Return the seconds of one inference by run and round; the order is reversed each round."""
-    samples: tuple[list[float], ...] = tuple([] for _ in runs)
-    order = list(range(len(runs)))
+def _pair(
+    first: _Subject, second: _Subject, rounds: int, clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Return the samples of two subjects, whose order is reversed each round.
+
+    Two and not three: reversing gives each of two the same share of samples behind itself, with warm caches,
+    while the middle one of three would always follow another (1.7 % on CIFAR ResNets, benchmarks/latency_noise.py).
+    """
+    samples: tuple[list[float], list[float]] = ([], [])
+    order = [(first, samples[0]), (second, samples[1])]
     with _no_collection():
         for _ in range(rounds):
-            for index in order:
-                run, count = runs[index], repeats[index]
-                start = clock()
-                for _ in range(count):
-                    run()
-                samples[index].append((clock() - start) / count)
+            for subject, taken in order:
+                taken.append(subject.sample(clock))
             order.reverse()
     return samples
 
