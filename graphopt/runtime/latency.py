@@ -200,7 +200,8 @@ def _pair(
     """Return the samples of two subjects, whose order is reversed each round.
 
     Two and not three: reversing gives each of two the same share of samples behind itself, with warm caches,
-    while the middle one of three would always follow another (1.7 % on CIFAR ResNets, benchmarks/latency_noise.py).
+    while the middle one of three would always follow another (1.7 % on CIFAR ResNets; measured with
+    benchmarks/latency_noise.py).
     """
     samples: tuple[list[float], list[float]] = ([], [])
     order = [(first, samples[0]), (second, samples[1])]
