@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from onnx import helper
+from onnx import defs, helper
 from pydantic import Field
 
 from graphopt.api import Pass, PassInfo, PassOptions, Report
 from graphopt.errors import OptionError, UnsupportedModelError
 from graphopt.ir.collector import collector_paused
+from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.opset.adapters import FIRST, LAST
 from graphopt.passes.opset.edit import Edit, Refused
 from graphopt.passes.opset.versions import upgrade_node
@@ -61,7 +62,8 @@ class UpgradeOpset(Pass):
         if current == 0:
             return _unchanged("model", "it does not import the default domain")
         _check_range(current, options.to, context)
-        edit = Edit(model, options.to, context.analysis("shapes"))
+        # Not the context's analysis: sizes bound with --dim hold for one run, the model serves all.
+        edit = Edit(model, options.to, infer_shapes(model))
         with collector_paused():
             counts = _upgrade(model, edit, current)
         changed = bool(counts)
@@ -96,11 +98,12 @@ def _check_range(current: int, to: int, context: Context) -> None:
             where=where,
             hint=f"Ask for {limit} or less.",
         )
-    if to > LAST:
+    known = min(LAST, defs.onnx_opset_version())
+    if to > known:
         raise OptionError(
-            f"operators are known up to opset {LAST}, asked for {to}",
+            f"operators are known up to opset {known}, asked for {to}",
             where=where,
-            hint=f"Ask for {LAST} or less.",
+            hint=f"Ask for {known} or less.",
         )
     if current < FIRST and to != current:
         raise UnsupportedModelError(

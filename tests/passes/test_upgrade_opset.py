@@ -269,6 +269,12 @@ def test_never_above_what_the_target_loads() -> None:
         apply(UpgradeOpset(), CASES["clip"], to=99)
 
 
+def test_sizes_bound_for_one_run_decide_nothing() -> None:
+    proto = CASES["softmax_free"]
+    model, _ = apply(UpgradeOpset(), proto, to=21, dims={"M": 1})
+    assert_same_function(proto, model, dims={"M": 5}, rtol=1e-6)
+
+
 REFUSED = {
     "batchnorm_spatial": (
         one_node("BatchNormalization", 7, [2, 3], *[np.ones(3, np.float32)] * 4, spatial=0), 9, "spatial=0"
