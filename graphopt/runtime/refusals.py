@@ -26,6 +26,9 @@ _OPSET = re.compile(
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\S+?)\((\d+)\) node with name '([^']*)'")
 _NO_OPERATOR = re.compile(r"(?:Fatal error: )?(\S+?):(\S+?)\(-?\d+\) is not a registered function/op")
 _NO_SCHEMA = re.compile(r"No Op registered for (\S+) with domain_version of (\d+)")
+_AT_NODE = re.compile(
+    r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: "
+)
 _LOCATION = re.compile(r"\S+\.(?:cc|cpp|cxx|h|hpp):\d+ ")
 _INVALID = (
     "This is an invalid model",
@@ -109,7 +112,7 @@ def run_refusal(error: Exception, *, where: str, provider: Provider, version: st
 
 def _sentence(text: str) -> str:
     """Reduce a message to its content: no code, no C++ location and signature, one line, no full stop."""
-    text = _PREFIX.sub("", " ".join(text.split()))
+    text = _AT_NODE.sub(r"\1 '\2': ", _PREFIX.sub("", " ".join(text.split())))
     while location := _LOCATION.search(text):
         before, rest = text[: location.start()], text[location.end() :]
         text = f"{before}{_behind_signature(rest)}"

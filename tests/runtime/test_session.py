@@ -229,6 +229,21 @@ def test_refusals_of_other_releases() -> None:
     assert "IR version 11, onnxruntime 1.18.1 loads at most 10" in str(error)
 
 
+def test_the_way_through_nested_graphs_is_short() -> None:
+    text = (
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running If node. "
+        "Name:'If_0' Status Message: Non-zero status code returned while running Pad node. Name:'p' Status "
+        "Message: Pad reflect requires axis length >= 2 after slicing. Input shape:{1,1}\n"
+    )
+    error = refusals.run_refusal(
+        RuntimeError(text), where="m", provider=providers.resolve("cpu"), version="9"
+    )
+    assert error.message == (
+        "the model cannot run on this feed: If 'If_0': Pad 'p': Pad reflect requires axis length >= 2 after "
+        "slicing. Input shape:{1,1}"
+    )
+
+
 def test_a_location_with_its_signature_is_cut_out() -> None:
     text = (
         "[ONNXRuntimeError] : 1 : FAIL : /a/b/c.cc:12 void ns::f(const std::function<void(int)>&, int) const "
