@@ -132,7 +132,7 @@ def _validate(
     if len(records) > 1:
         record.extra["validations"] = {each.provider: each.model_dump() for each in records}
     for validation in records:
-        output.show(validation_summary(validation))
+        output.show(validation_summary(validation, levels=True))
         if (line := latency_line(validation)) is not None:
             output.show(line)
     return records

@@ -20,7 +20,6 @@ from graphopt.report.units import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from rich.console import RenderableType
 
@@ -55,16 +54,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: 
 def status(text: str) -> Text:
     """Return a status in its colour."""
     return Text(text.replace("_", " "), style=_STATUS_STYLE.get(text, ""))
-
-
-def run_headline(record: RunRecord, out: Path | None) -> Text:
-    """Return the line that says what became of what: ``ok  model.onnx -> out.onnx``."""
-    line = status(record.status)
-    line.stylize("bold")
-    line.append(f"  {'' if record.input is None else record.input.path}")
-    if out is not None:
-        line.append(f" -> {out}" if record.output is not None else f" -> nothing ({out} was not written)")
-    return line
 
 
 def run_summary(record: RunRecord) -> RenderableType:
@@ -139,6 +128,7 @@ def validation_summary(validation: ValidationRecord, *, levels: bool = False) ->
     parts: list[RenderableType] = []
     for title, outputs in tables.items():
         parts += [Text(title, style="bold"), *_outputs(outputs)]
+    parts.extend(filter(None, [_placement(validation)]))
     parts.extend(Text(problem, style="red") for problem in validation.problems)
     return Group(*parts)
 
@@ -154,12 +144,13 @@ def _outputs(outputs: Sequence[OutputRecord]) -> Iterable[RenderableType]:
         yield Text(f"and {_many(len(ordered) - _MOST_OUTPUTS, 'more output')}", style="dim")
 
 
-def placement_line(validation: ValidationRecord) -> Text | None:
-    """Return how many nodes run where, or None where that is not known."""
+def _placement(validation: ValidationRecord) -> Text | None:
     nodes = validation.placement.get("nodes")
     if not nodes:
         return None
-    return Text(f"nodes as placed: {', '.join(f'{count} on {name}' for name, count in nodes.items())}")
+    return Text(
+        f"nodes as placed: {', '.join(f'{count} on {name}' for name, count in nodes.items())}", style="dim"
+    )
 
 
 def _output_row(output: OutputRecord) -> tuple[str | Text, ...]:
