@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FLOAT, INT64, BOOL, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING
-LOW_PRECISION = (
+_LOW_PRECISION = (
     "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0",
     "FLOAT4E2M1", "INT4", "UINT4", "INT2", "UINT2",
 )  # fmt: skip
+LOW_PRECISION = tuple(kind for kind in _LOW_PRECISION if hasattr(TensorProto, kind))
+"""Names of the low-precision types that the installed onnx knows."""
 
 
 def info(name: str, dtype: int = FLOAT, shape: Any = ("N", 4)) -> onnx.ValueInfoProto:

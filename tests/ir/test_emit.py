@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.errors import InvalidModelError, OptionError, PathError, VerifyError, WriteError
+from graphopt.errors import GateFailed, InvalidModelError, OptionError, PathError, VerifyError, WriteError
 from graphopt.ir import emit as emit_module
 from graphopt.ir.emit import ExternalData, emit, emit_for_runtime, save
 from graphopt.ir.lower import load, lower
@@ -233,10 +233,10 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         save(lower(matmul_model()), tmp_path / "out.onnx")
     monkeypatch.undo()
 
-    def deny(*_: object) -> int:
+    def deny(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(os, "open", deny)
+    monkeypatch.setattr(Path, "mkdir", deny)
     with pytest.raises(PathError, match="Permission denied"):
         save(lower(matmul_model()), tmp_path / "out.onnx")
 
@@ -360,6 +360,23 @@ def test_source_that_vanishes_while_saving(tmp_path: Path) -> None:
     with pytest.raises(InvalidModelError, match="cannot be read"):
         save(loaded, tmp_path / "out" / "out.onnx")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_refused_check_leaves_everything(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    save(lower(matmul_model(side=16)), out, external=ExternalData("one-file", 1))
+    before = snapshot(tmp_path)
+    tried = []
+
+    def refuse(staged: Path) -> None:
+        tried.append(run(staged, np.ones((1, 64), np.float32)).shape)
+        raise GateFailed("no")
+
+    with pytest.raises(GateFailed):
+        save(lower(matmul_model()), out, external=ExternalData("one-file", 1), check=refuse)
+    assert tried == [(1, 64)]
+    assert snapshot(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # What cannot be written
