@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,11 +114,9 @@ def _usage_error(error: Exception) -> OptionError | None:
 def _failed(output: Output, error: GraphoptError, *, debug: bool, code: int | None = None) -> int:
     from graphopt.pipeline.run import settle
 
-    if debug:
-        sys.stderr.write("".join(traceback.format_exception(error)))
     record = RunRecord(command="", status="failed")
     settle(record, error)
-    output.error(error)
+    output.error(error, traceback=debug)
     if output.json:
         output.document(record)
     return error.exit_code if code is None else code

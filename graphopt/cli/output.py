@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from contextlib import contextmanager
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -50,10 +51,12 @@ class Output:
         """Print a warning to stderr."""
         self._err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
-    def error(self, error: GraphoptError) -> None:
-        """Print an error to stderr."""
+    def error(self, error: GraphoptError, *, traceback: bool = False) -> None:
+        """Print an error to stderr, behind its traceback where that is asked for."""
+        if traceback:
+            sys.stderr.write("".join(format_exception(error)))
         text = str(error).rstrip()
-        ended = text if text.endswith((".", "?", "!", "`")) else f"{text}."
+        ended = text if text.endswith((".", "?", "!", "`", "^")) else f"{text}."
         self._err.print(Text.assemble(("error: ", "bold red"), ended), soft_wrap=True)
 
     def document(self, document: RunRecord | dict[str, Any]) -> None:

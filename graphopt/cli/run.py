@@ -76,7 +76,6 @@ def run(
     debug: DebugOption = False,
 ) -> int:
     """Transform MODEL, validate the result on an execution provider, and write it to OUT."""
-    del debug
     output = Output(json=json)
     folder = _report_folder(report)
     if (pipeline is None) == (recipe is None):
@@ -100,7 +99,7 @@ def run(
         local_plugins=local_plugins,
         reproducer=_reproducer_folder(out, folder),
     )
-    return carry_out(request, output, folder)
+    return carry_out(request, output, folder, debug=debug)
 
 
 def replay(
@@ -117,7 +116,6 @@ def replay(
     from graphopt.pipeline.recipe import Recipe
     from graphopt.pipeline.reproducer import read_reproducer
 
-    del debug
     found = read_reproducer(folder)
     request = RunRequest(
         model=found.model,
@@ -132,10 +130,10 @@ def replay(
         validate=True,
         command="replay",
     )
-    return carry_out(request, Output(json=json), None)
+    return carry_out(request, Output(json=json), None, debug=debug)
 
 
-def carry_out(request: RunRequest, output: Output, report: Path | None) -> int:
+def carry_out(request: RunRequest, output: Output, report: Path | None, *, debug: bool) -> int:
     """Execute *request*, print and report what happened, and return the exit code."""
     from graphopt.pipeline.plugins import load_plugins
 
@@ -157,16 +155,15 @@ def carry_out(request: RunRequest, output: Output, report: Path | None) -> int:
     else:
         _show(outcome, output, report)
     if outcome.error is not None:
-        if outcome.error.__cause__ is not None or outcome.error.__traceback__ is not None:
-            _trace(outcome.error)
-        output.error(outcome.error)
+        output.error(outcome.error, traceback=debug)
     return record.exit_code
 
 
 def _show(outcome: Outcome, output: Output, report: Path | None) -> None:
     from graphopt.report.console import run_summary
 
-    output.show(run_summary(outcome.record))
+    if outcome.record.steps or outcome.error is None:
+        output.show(run_summary(outcome.record))
     if outcome.files:
         unchanged = " (no pass changed anything)" if outcome.record.status == "unchanged" else ""
         output.show(f"\nwritten: {', '.join(str(file) for file in outcome.files)}{unchanged}")
@@ -174,14 +171,6 @@ def _show(outcome: Outcome, output: Output, report: Path | None) -> None:
         output.show("\nit works; nothing was written, for -o was not given")
     if report is not None:
         output.show(f"report: {report}")
-
-
-def _trace(error: GraphoptError) -> None:
-    import sys
-    import traceback
-
-    if "--debug" in sys.argv:
-        sys.stderr.write("".join(traceback.format_exception(error)))
 
 
 def _ended_early(request: RunRequest, error: GraphoptError) -> Outcome:

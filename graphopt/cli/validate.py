@@ -66,7 +66,6 @@ def validate(
     debug: DebugOption = False,
 ) -> int:
     """Run ORIGINAL and OPTIMIZED on the same inputs and compare what they return."""
-    del debug
     output = Output(json=json)
     record = RunRecord(command="validate", versions=facts.versions(), seed=seed)
     problem: GraphoptError | None = None
@@ -84,9 +83,7 @@ def validate(
     if output.json:
         output.document(record)
     if problem is not None:
-        if not isinstance(problem, GateFailed) and not output.json:
-            raise problem
-        output.error(problem)
+        output.error(problem, traceback=debug)
     return record.exit_code
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import ProviderError, nearest
+from graphopt.errors import OptionError, ProviderError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,7 +89,8 @@ def resolve(name: str) -> Provider:
     """Return the installed provider called *name*, which may be graphopt's name or onnxruntime's.
 
     Raises:
-        ProviderError: The name is unknown, or the installed onnxruntime lacks the provider.
+        OptionError: The name is unknown.
+        ProviderError: The installed onnxruntime lacks the provider.
     """
     provider = lookup(name)
     offered = _available_ort()
@@ -106,7 +107,7 @@ def lookup(name: str) -> Provider:
     """Return the provider called *name* whether or not it is installed.
 
     Raises:
-        ProviderError: The name is unknown.
+        OptionError: The name is unknown.
     """
     wanted = name.strip().lower()
     for short, ort_name in _ORT_NAMES.items():
@@ -115,7 +116,7 @@ def lookup(name: str) -> Provider:
     for ort_name in _available_ort():  # a plugin provider, or one newer than the table
         if wanted == ort_name.lower():
             return Provider(short_name(ort_name), ort_name)
-    raise ProviderError(f"unknown provider {name!r}", where="--ep", hint=nearest(wanted, _ORT_NAMES))
+    raise OptionError(f"unknown provider {name!r}", where="--ep", hint=nearest(wanted, _ORT_NAMES))
 
 
 def runtime_version() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnxruntime
 import pytest
 
-from graphopt.errors import ProviderError
+from graphopt.errors import OptionError, ProviderError
 from graphopt.runtime import providers
 
 
@@ -32,10 +32,10 @@ def test_every_provider_that_onnxruntime_knows_and_a_person_may_ask_for_has_a_na
 
 def test_an_unknown_name_has_a_suggestion() -> None:
     with pytest.raises(
-        ProviderError, match=r"unknown provider 'opnvino'\. Did you mean 'openvino'\?"
+        OptionError, match=r"unknown provider 'opnvino'\. Did you mean 'openvino'\?"
     ) as caught:
         providers.resolve("opnvino")
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 2
 
 
 def test_an_absent_provider_names_the_available_ones(monkeypatch: pytest.MonkeyPatch) -> None:
