@@ -148,9 +148,8 @@ def _placement(validation: ValidationRecord) -> Text | None:
     nodes = validation.placement.get("nodes")
     if not nodes:
         return None
-    return Text(
-        f"nodes as placed: {', '.join(f'{count} on {name}' for name, count in nodes.items())}", style="dim"
-    )
+    placed = ", ".join(f"{count} on {name}" for name, count in nodes.items())
+    return Text(f"nodes as placed: {placed}", style="dim")
 
 
 def _output_row(output: OutputRecord) -> tuple[str | Text, ...]:
