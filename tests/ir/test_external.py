@@ -125,20 +125,23 @@ def test_offsets_and_lengths(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "count", "size"),
+    ("kind", "count", "size"),
     [
-        (TensorProto.INT4, 5, 3),
-        (TensorProto.UINT4, 6, 3),
-        (TensorProto.INT2, 5, 2),
-        (TensorProto.UINT2, 8, 2),
-        (TensorProto.FLOAT4E2M1, 1, 1),
-        (TensorProto.BFLOAT16, 3, 6),
-        (TensorProto.FLOAT8E4M3FN, 3, 3),
-        (TensorProto.COMPLEX128, 1, 16),
-        (TensorProto.BOOL, 3, 3),
+        ("INT4", 5, 3),
+        ("UINT4", 6, 3),
+        ("INT2", 5, 2),
+        ("UINT2", 8, 2),
+        ("FLOAT4E2M1", 1, 1),
+        ("BFLOAT16", 3, 6),
+        ("FLOAT8E4M3FN", 3, 3),
+        ("COMPLEX128", 1, 16),
+        ("BOOL", 3, 3),
     ],
 )
-def test_lengths_of_types(folder: Path, dtype: int, count: int, size: int) -> None:
+def test_lengths_of_types(folder: Path, kind: str, count: int, size: int) -> None:
+    if not hasattr(TensorProto, kind):
+        pytest.skip(f"onnx {onnx.__version__} has no {kind}")
+    dtype = getattr(TensorProto, kind)
     path = write_model(folder, dtype=dtype, dims=(count,), location="w.bin", length=str(size))
     tensor = load(path).graph.initializers["w"].const_value
     assert tensor is not None
