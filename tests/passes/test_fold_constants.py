@@ -430,6 +430,58 @@ def test_compressed_weights_stay_compressed() -> None:
     assert "stored" in reasons or "store" in reasons
 
 
+@pytest.mark.parametrize("place", ["initializer", "Constant node"])
+def test_sparse_constants_stay_sparse(place: str) -> None:
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.array([1, 2], np.float32), "s"),
+        numpy_helper.from_array(int64(5, 77), "places"),
+        [64, 64],
+    )
+    nodes = [
+        helper.make_node("Transpose", ["s"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["y"]),
+    ]
+    if place == "Constant node":
+        nodes.insert(0, helper.make_node("Constant", [], ["s"], sparse_value=sparse))
+    before = build(nodes, {"x": (1, [1, 64])}, {"y": (1, [1, 64])})
+    if place == "initializer":
+        before.graph.sparse_initializer.append(sparse)
+    after, report = apply(PASS, before)
+    assert not report.changed
+    assert op_types(after)[-2:] == ["Transpose", "MatMul"]
+    assert "sparse" in report.skipped[0][1]
+
+
+def test_what_cannot_be_computed_is_named_and_the_rest_folds() -> None:
+    nodes = [
+        helper.make_node("Gather", ["a", "beyond"], ["lost"]),
+        helper.make_node("Exp", ["a"], ["found"]),
+        helper.make_node("Add", ["found", "lost"], ["sum"]),
+        helper.make_node("Add", ["sum", "x"], ["z"]),
+        helper.make_node("Mul", ["z", "found"], ["y"]),
+    ]
+    before = build(nodes, {"x": (1, [2])}, {"y": (1, [2])}, {"a": np.ones(2, np.float32), "beyond": int64(7)})
+    after, report = apply(PASS, before)
+    assert sorted(op_types(after)) == ["Add", "Add", "Gather", "Mul"]
+    assert any(where.startswith("Gather") and "cannot be evaluated" in why for where, why in report.skipped)
+
+
+def test_an_opset_beyond_the_runtime_is_a_reason() -> None:
+    import onnx.defs
+    import onnxruntime as ort
+
+    newest = onnx.defs.onnx_opset_version()
+    nodes = [helper.make_node("Exp", ["a"], ["e"]), helper.make_node("Add", ["e", "x"], ["y"])]
+    constants = {"a": np.ones(2, np.float32)}
+    before = build(
+        nodes, {"x": (1, [2])}, {"y": (1, [2])}, constants, opset=newest, ir_version=onnx.IR_VERSION
+    )
+    after, report = apply(PASS, before)
+    if op_types(after) != ["Add"]:
+        assert not report.changed
+        assert ort.__version__ in report.skipped[0][1]
+
+
 def test_scenario_a8_a_palette_keeps_its_size() -> None:
     generator = np.random.default_rng(0)
     constants = {

@@ -136,9 +136,9 @@ def fold_into(model: Model, linear: Linear, affine: Affine) -> tuple[list[oir.Va
     weight = _scaled(linear, old, affine)
     with np.errstate(all="ignore"):
         bias = (linear.bias * affine.scale + affine.shift).astype(old.dtype)
-    if not (np.isfinite(weight.astype(np.float32)).all() or not np.isfinite(old.astype(np.float32)).all()):
+    if _is_finite(old) and not _is_finite(weight):
         raise Refusal("a scaled weight overflows its type")
-    if not np.isfinite(bias.astype(np.float64)).all():
+    if not _is_finite(bias):
         raise Refusal("the bias overflows its type")
     released: list[oir.Value | None] = []
     if linear.holds_bias:
@@ -148,6 +148,11 @@ def fold_into(model: Model, linear: Linear, affine: Affine) -> tuple[list[oir.Va
         released.append(linear.weight)
         node.replace_input_with(1, successor(model, node, linear.weight, weight))
     return released, bias
+
+
+def _is_finite(array: Array) -> bool:
+    # The low-precision types of ml_dtypes are of another kind, and all of them fit a float32.
+    return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32)).all())
 
 
 def _tensor(value: oir.Value) -> oir.TensorProtocol:

@@ -172,9 +172,7 @@ class Sweep:
 
     def _from_sparse(self, node: oir.Node) -> bool:
         return any(
-            value is not None
-            and (tensor := self.tensor_of(value)) is not None
-            and type(tensor).__name__ == "SparseTensor"
+            value is not None and isinstance(self.tensor_of(value), tensors.SparseTensor)
             for value in node.inputs
         )
 
