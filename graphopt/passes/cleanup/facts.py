@@ -51,6 +51,7 @@ class Facts:
         self._context = context
         self._dtypes: dict[oir.Value, oir.DataType | None] = {}
         self._shapes: Shapes | None = None
+        self._stands_for: dict[oir.Value, oir.Value] = {}
         self._imports: dict[oir.Graph, dict[str, int]] = {}
         self._versions: dict[tuple[oir.Graph | None, str], int] = {}
         self._function_graphs: set[oir.Graph] = set()
@@ -58,10 +59,6 @@ class Facts:
             for graph in (function.graph, *function.subgraphs()):
                 self._function_graphs.add(graph)
                 self._imports[graph] = function.opset_imports
-
-    def in_function(self, graph: oir.Graph | None) -> bool:
-        """Return whether *graph* is the body of a function or stands inside one."""
-        return graph in self._function_graphs
 
     def holds_initializers(self, graph: oir.Graph) -> bool:
         """Return whether a constant of *graph* can be an initializer that is not an input.
@@ -97,6 +94,8 @@ class Facts:
             if found is not None:
                 break
             value = self._source_of_type(value)
+        if found is None and path:
+            found = self._inference().dtype(path[0])
         for passed in path:
             self._dtypes[passed] = found
         return found
@@ -105,8 +104,8 @@ class Facts:
         """Return the type that stands at the value itself or that its operator alone decides."""
         if value.is_initializer() and value.const_value is not None:
             return value.const_value.dtype
-        # A function is called with many types; what its body claims about one of them proves nothing.
-        if not self.in_function(value.graph) and value.type is not None:
+        # Callers are held to what the inputs declare; other declarations are claims, which survive edits.
+        if value.is_graph_input() and value.graph is self._model.graph:
             return value.type.dtype if isinstance(value.type, oir.TensorType) else None
         node = value.producer()
         if node is None or node.domain not in {"", "ai.onnx"}:
@@ -144,22 +143,23 @@ class Facts:
         return candidates[0] if candidates else None
 
     def shape(self, value: oir.Value | None) -> tuple[Dim, ...] | None:
-        """Return the shape of *value*, or None where not even the rank is known."""
+        """Return the shape of *value*, or None where not even the rank is known.
+
+        What the model declares about values inside of it is not believed, as in the analysis.
+        """
         if value is None:
             return None
-        tensor = value.const_value if value.is_initializer() else None
-        if tensor is not None and not value.is_graph_input():
+        tensor = tensors.constant_of(value)
+        if tensor is not None:
             return tuple(tensor.shape.numpy())
-        recorded = self._recorded_shape(value)
-        if recorded is not None and all(isinstance(dim, int) for dim in recorded):
-            return recorded
         inferred = self._inference().shape(value)
-        return recorded if inferred is None else tuple(inferred)
+        if inferred is None and value in self._stands_for:
+            inferred = self._inference().shape(self._stands_for[value])
+        return None if inferred is None else tuple(inferred)
 
-    def _recorded_shape(self, value: oir.Value) -> tuple[Dim, ...] | None:
-        if value.shape is None or self.in_function(value.graph):
-            return None
-        return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape.dims)
+    def adopt(self, new: oir.Value, old: oir.Value) -> None:
+        """Note that *new*, which inference may not have met, has the type and shape of *old*."""
+        self._stands_for[new] = self._stands_for.get(old, old)
 
     def _inference(self) -> Shapes:
         if self._shapes is None:
@@ -183,11 +183,6 @@ class Facts:
         """Return the number of dims of *value*, or None."""
         shape = self.shape(value)
         return None if shape is None else len(shape)
-
-    def same_shape(self, one: oir.Value, two: oir.Value) -> bool:
-        """Return whether both values have the same shape in every run: equal numbers and equal symbols."""
-        first, second = self.shape(one), self.shape(two)
-        return first is not None and second is not None and equal_dims(first, second)
 
 
 def equal_dims(first: Sequence[Dim], second: Sequence[Dim]) -> bool:

@@ -150,6 +150,7 @@ class Workbench:
         old = [value for value in node.inputs if value is not None]
         new = rewrite.make_node(self.model, op_type, inputs, attributes=attributes, replaces=(node,))
         name = node.name
+        self.facts.adopt(new.outputs[0], node.outputs[0])
         rewrite.replace_node(self.model, node, new)
         new.name = name
         self.enqueue((new, *new.outputs[0].consumers()))
