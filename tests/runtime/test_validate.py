@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphopt.errors import DataError, InvalidModelError, PathError, ProviderError, WorkerError
+from graphopt.errors import DataError, InvalidModelError, OptionError, PathError, ProviderError, WorkerError
 from graphopt.ir.lower import load
 from graphopt.runtime import validate
 from graphopt.runtime.child import run_in_child
@@ -289,7 +289,7 @@ def test_missing_broken_and_too_new_models(tmp_path: Path) -> None:
     proto.opset_import[0].version = 99
     with pytest.raises(ProviderError, match="imports opset 99"):
         check(path, write(proto, tmp_path / "new.onnx"))
-    with pytest.raises(ProviderError, match="Did you mean 'cuda'"):
+    with pytest.raises(OptionError, match="Did you mean 'cuda'"):
         check(path, path, provider="cudda")
 
 
