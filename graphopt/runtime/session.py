@@ -89,6 +89,7 @@ def open_session(
         PathError: The file does not exist or is a directory.
         InvalidModelError: The model breaks a rule of ONNX.
         UnsupportedModelError: The runtime lacks a data type of the model.
+        OptionError: No provider has that name.
         ProviderError: The provider is missing, the runtime is too old for the model, an operator is not
             implemented, or the provider fell back as a whole.
     """

@@ -132,6 +132,7 @@ def validate_models(
         DataError: There are no feeds, or the original cannot run on one.
         PathError: A model is missing.
         InvalidModelError: A model breaks a rule of ONNX.
+        OptionError: No provider has that name.
         ProviderError: The provider is missing or refuses a model.
         WorkerError: The child crashed or ran out of time; it names the model and the stage.
     """
