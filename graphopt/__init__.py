@@ -63,7 +63,8 @@ if TYPE_CHECKING:
     from graphopt.ir.emit import ExternalData, save
     from graphopt.ir.lower import load
     from graphopt.ir.model import Model
-    from graphopt.pipeline.run import Result, run
+    from graphopt.pipeline.request import Result
+    from graphopt.pipeline.run import run
     from graphopt.pipeline.validation import validate
     from graphopt.record import RunRecord, ValidationRecord
 
@@ -90,7 +91,7 @@ _HOMES = {
     "PluginError": "graphopt.errors",
     "ProviderError": "graphopt.errors",
     "Report": "graphopt.api",
-    "Result": "graphopt.pipeline.run",
+    "Result": "graphopt.pipeline.request",
     "RunRecord": "graphopt.record",
     "StepView": "graphopt.api",
     "UnsupportedModelError": "graphopt.errors",

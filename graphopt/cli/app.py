@@ -15,8 +15,8 @@ import typer
 
 from graphopt import __version__
 from graphopt.cli import demo, inspect, listings, run, validate
-from graphopt.cli.output import Output
-from graphopt.errors import GraphoptError, OptionError, nearest
+from graphopt.cli.output import Output, reserved_stdout
+from graphopt.errors import GraphoptError, OptionError, ProviderError, nearest
 from graphopt.record import RunRecord
 
 if TYPE_CHECKING:
@@ -63,9 +63,17 @@ def invoke(arguments: Sequence[str]) -> int:
     if list(arguments) in (["--version"], ["-V"]):
         sys.stdout.write(f"graphopt {__version__}\n")
         return 0
+    _end_on_sigterm()
+    if "--json" not in arguments:
+        return _invoke(arguments)
+    with reserved_stdout():
+        return _invoke(arguments)
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    command = next((each for each in arguments if each in command_names()), "")
     output = Output(json="--json" in arguments)
     debug = "--debug" in arguments
-    _end_on_sigterm()
     try:
         code = app(args=list(arguments), prog_name="graphopt", standalone_mode=False)
         sys.stdout.flush()
@@ -74,20 +82,20 @@ def invoke(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return _interrupted(output)
+        return _interrupted(output, command)
     except GraphoptError as error:
-        return _failed(output, error, debug=debug)
+        return _failed(output, command, error, debug=debug)
     except Exception as error:  # noqa: BLE001 - the last stop: nothing may leave as a traceback
         if (usage := _usage_error(error)) is not None:
-            return _failed(output, usage, debug=debug)
+            return _failed(output, command, usage, debug=debug)
         bug = GraphoptError(
             f"internal error, a fault of graphopt: {type(error).__name__}: {error}",
             hint="Run the command again with --debug to see where, and report it.",
         )
         bug.__cause__ = error
-        return _failed(output, bug, debug=debug, code=_BUG)
+        return _failed(output, command, bug, debug=debug, code=_BUG)
     if code == INTERRUPTED:
-        return _interrupted(output)
+        return _interrupted(output, command)
     return int(code or 0)
 
 
@@ -111,24 +119,34 @@ def _usage_error(error: Exception) -> OptionError | None:
     )
 
 
-def _failed(output: Output, error: GraphoptError, *, debug: bool, code: int | None = None) -> int:
+def _failed(
+    output: Output, command: str, error: GraphoptError, *, debug: bool, code: int | None = None
+) -> int:
+    from graphopt.pipeline.facts import versions
     from graphopt.pipeline.run import settle
 
-    record = RunRecord(command="", status="failed")
+    record = RunRecord(command=command, versions=versions(), status="failed")
     settle(record, error)
+    if isinstance(error, ProviderError):
+        from graphopt.runtime.providers import installation_warnings
+
+        record.warnings = list(installation_warnings())
+        for warning in record.warnings:
+            output.warning(warning)
     output.error(error, traceback=debug)
     if output.json:
         output.document(record)
     return error.exit_code if code is None else code
 
 
-def _interrupted(output: Output) -> int:
+def _interrupted(output: Output, command: str) -> int:
     error = GraphoptError("interrupted; nothing partial is left")
     output.error(error)
     if output.json:
+        from graphopt.pipeline.facts import versions
         from graphopt.pipeline.run import settle
 
-        record = RunRecord(command="", status="failed")
+        record = RunRecord(command=command, versions=versions(), status="failed")
         settle(record, error)
         record.exit_code = INTERRUPTED
         output.document(record)

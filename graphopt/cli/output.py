@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import sys
 from contextlib import contextmanager
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from graphopt.pipeline.run import Watch
+from graphopt.pipeline.request import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,11 +65,12 @@ class Output:
         """Write the JSON document."""
         from graphopt.report.json import to_text
 
+        stream = _reserved[-1] if _reserved else sys.stdout
         if isinstance(document, dict):
-            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
         else:
-            sys.stdout.write(to_text(document))
-        sys.stdout.flush()
+            stream.write(to_text(document))
+        stream.flush()
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -94,6 +97,52 @@ class _Bar(Watch):
         self._progress.update(self._task, completed=done, total=total)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would leave with code 1; whoever reads our output has just seen enough.
+        raise BrokenPipeError
+
+
+_reserved: list[TextIO] = []
+"""The real stdout, while it is reserved for the document."""
+
+
+@contextmanager
+def reserved_stdout() -> Iterator[None]:
+    """Keep stdout for :meth:`Output.document`: what else is written there inside the block goes to stderr.
+
+    Passes and plugins may print, from Python, from C or from a child process; the document stands alone.
+    """
+    real = sys.stdout
+    with contextlib.ExitStack() as stack:
+        stream: TextIO = real
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream in memory has no descriptor
+            real.flush()
+            out, err = real.fileno(), sys.stderr.fileno()
+            copy = os.dup(out)
+            stream = stack.enter_context(os.fdopen(copy, "w", encoding=real.encoding))
+            os.dup2(err, out)
+            stack.callback(_restore, real, stream, out)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        _reserved.append(stream)
+        stack.callback(_reserved.pop)
+        yield
+
+
+def _restore(real: TextIO, stream: TextIO, descriptor: int) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        real.flush()
+    os.dup2(stream.fileno(), descriptor)
+
+
+class _PatientConsole(Console):
+    """A console that falls silent when its reader goes away: the command keeps its own exit code."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 def _console(stream: Any) -> Console:  # noqa: ANN401 - a text stream
     width = None if stream.isatty() else max(_FILE_WIDTH, shutil.get_terminal_size().columns)
-    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
+    return _Console(file=stream, width=width, highlight=False, emoji=False, markup=False)

@@ -22,13 +22,19 @@ from graphopt.cli.options import (
     parse_dims,
 )
 from graphopt.cli.output import Output
-from graphopt.errors import GraphoptError, OptionError, PathError
-from graphopt.pipeline.run import Outcome, RunRequest, execute, settle
+from graphopt.errors import GraphoptError, OptionError, PathError, ProviderError
+from graphopt.pipeline.facts import versions
+from graphopt.pipeline.request import Outcome, RunRequest
+from graphopt.pipeline.run import execute, settle
+from graphopt.record import RunRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from graphopt.pipeline.plugins import Registry
     from graphopt.pipeline.recipe import Recipe
-    from graphopt.record import RunRecord
+
+INTERRUPTED = 130
 
 
 def register(app: typer.Typer) -> None:
@@ -78,28 +84,26 @@ def run(
     """Transform MODEL, validate the result on an execution provider, and write it to OUT."""
     output = Output(json=json)
     folder = _report_folder(report)
-    if (pipeline is None) == (recipe is None):
-        what = "neither --pipeline nor --recipe" if pipeline is None else "both --pipeline and --recipe"
-        raise OptionError(
-            f"expected one of --pipeline and --recipe, got {what}",
-            hint='--pipeline "" is the empty pipeline: load and save.',
+
+    def request() -> RunRequest:
+        return RunRequest(
+            model=model,
+            pipeline=_pipeline(pipeline, recipe),
+            out=out,
+            data=data,
+            samples=samples,
+            target=target,
+            providers=tuple(ep or ()),
+            dims=parse_dims(dim),
+            seed=seed,
+            on_error=on_error,
+            isolate=isolate,
+            local_plugins=local_plugins,
+            reproducer=_reproducer_folder(out, folder),
         )
-    request = RunRequest(
-        model=model,
-        pipeline=pipeline if pipeline is not None else _read_recipe(recipe),
-        out=out,
-        data=data,
-        samples=samples,
-        target=target,
-        providers=tuple(ep or ()),
-        dims=parse_dims(dim),
-        seed=seed,
-        on_error=on_error,
-        isolate=isolate,
-        local_plugins=local_plugins,
-        reproducer=_reproducer_folder(out, folder),
-    )
-    return carry_out(request, output, folder, debug=debug)
+
+    outcome = Outcome(RunRecord(command="run", versions=versions(), target=target, seed=seed))
+    return carry_out(request, outcome, output, folder, debug=debug)
 
 
 def replay(
@@ -130,22 +134,43 @@ def replay(
         validate=True,
         command="replay",
     )
-    return carry_out(request, Output(json=json), None, debug=debug)
+    outcome = Outcome(RunRecord(command="replay", versions=versions()))
+    return carry_out(lambda: request, outcome, Output(json=json), None, debug=debug)
 
 
-def carry_out(request: RunRequest, output: Output, report: Path | None, *, debug: bool) -> int:
-    """Execute *request*, print and report what happened, and return the exit code."""
+def carry_out(
+    make_request: Callable[[], RunRequest],
+    outcome: Outcome,
+    output: Output,
+    report: Path | None,
+    *,
+    debug: bool,
+) -> int:
+    """Execute the request, print and report what happened, and return the exit code.
+
+    Options are judged when the request is made, so that a bad one is in the report like any failure.
+    """
     from graphopt.pipeline.plugins import load_plugins
+    from graphopt.runtime.providers import installation_warnings
 
+    record = outcome.record
     registry: Registry | None = None
     try:
+        request = make_request()
         registry = load_plugins(request.local_plugins)
-    except GraphoptError as error:
-        outcome = _ended_early(request, error)
-    else:
         with output.watching() as watch:
-            outcome = execute(replace(request, registry=registry, watch=watch))
-    record = outcome.record
+            execute(replace(request, registry=registry, watch=watch), outcome)
+    except GraphoptError as error:
+        outcome.error = error
+        settle(record, error)
+    except KeyboardInterrupt:
+        outcome.error = GraphoptError("interrupted; nothing partial is left")
+        settle(record, outcome.error)
+        record.exit_code = INTERRUPTED
+        assert record.error is not None
+        record.error.type = "Interrupted"
+    if isinstance(outcome.error, ProviderError):
+        record.warnings += installation_warnings()
     if report is not None:
         _write_report(outcome, report, registry)
     for warning in record.warnings:
@@ -155,7 +180,7 @@ def carry_out(request: RunRequest, output: Output, report: Path | None, *, debug
     else:
         _show(outcome, output, report)
     if outcome.error is not None:
-        output.error(outcome.error, traceback=debug)
+        output.error(outcome.error, traceback=debug and record.exit_code != INTERRUPTED)
     return record.exit_code
 
 
@@ -173,22 +198,19 @@ def _show(outcome: Outcome, output: Output, report: Path | None) -> None:
         output.show(f"report: {report}")
 
 
-def _ended_early(request: RunRequest, error: GraphoptError) -> Outcome:
-    from graphopt.pipeline import facts
-    from graphopt.record import RunRecord
-
-    record = RunRecord(
-        command=request.command, versions=facts.versions(), target=request.target, seed=request.seed
-    )
-    settle(record, error)
-    return Outcome(record, error=error)
-
-
-def _read_recipe(path: Path | None) -> Recipe:
+def _pipeline(text: str | None, recipe: Path | None) -> str | Recipe:
     from graphopt.pipeline.recipe import read_recipe
 
-    assert path is not None
-    return read_recipe(path)
+    if (text is None) == (recipe is None):
+        what = "neither --pipeline nor --recipe" if text is None else "both --pipeline and --recipe"
+        raise OptionError(
+            f"expected one of --pipeline and --recipe, got {what}",
+            hint='--pipeline "" is the empty pipeline: load and save.',
+        )
+    if recipe is not None:
+        return read_recipe(recipe)
+    assert text is not None
+    return text
 
 
 def _report_folder(folder: Path | None) -> Path | None:
@@ -215,9 +237,10 @@ def _write_report(outcome: Outcome, folder: Path, registry: Registry | None) -> 
     from graphopt.report import json, markdown
 
     record: RunRecord = outcome.record
-    for name, reporter in ({} if registry is None else registry.reporters).items():
+    reporters = {} if registry is None else registry.reporters
+    for name in reporters:
         try:
-            reporter(record, folder)
+            reporters[name](record, folder)
         except Exception as error:  # noqa: BLE001 - strangers' code
             record.warnings.append(f"reporter {name!r} failed: {type(error).__name__}: {error}")
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from graphopt.pipeline.run import Watch
+    from graphopt.pipeline.request import Watch
     from graphopt.record import RunRecord
 
 PIPELINE = "canonicalize,fold-constants,fuse-batchnorm,deduplicate,eliminate-dead"
@@ -93,7 +93,8 @@ def run_demo(
     """
     import numpy as np
 
-    from graphopt.pipeline.run import RunRequest, Watch, execute
+    from graphopt.pipeline.request import RunRequest, Watch
+    from graphopt.pipeline.run import execute
     from graphopt.runtime.child import run_in_child
     from graphopt.runtime.latency import measure_latency
 

@@ -43,7 +43,7 @@ class Model:
         source: The file that it was read from, or None for a model made in memory.
     """
 
-    __slots__ = ("_names", "_registry", "source", "store")
+    __slots__ = ("__weakref__", "_names", "_numbers", "_registry", "source", "store")
 
     def __init__(
         self, store: oir.Model, *, source: Source | None = None, registry: TensorRegistry | None = None
@@ -52,6 +52,7 @@ class Model:
         self.source = source
         self._registry = registry
         self._names: set[str] | None = None
+        self._numbers: dict[str, int] = {}
 
     @property
     def graph(self) -> oir.Graph:
@@ -116,13 +117,18 @@ class Model:
         if hint and hint not in self._names:
             self._names.add(hint)
             return hint
-        name = next(candidate for k in itertools.count(1) if (candidate := f"{hint}_{k}") not in self._names)
+        # Names are never given back, so the search for a number goes on where the last one ended.
+        number = self._numbers.get(hint, 1)
+        while (name := f"{hint}_{number}") in self._names:
+            number += 1
+        self._numbers[hint] = number + 1
         self._names.add(name)
         return name
 
     def forget_names(self) -> None:
         """Make :meth:`fresh_name` look at all names anew; needed after edits that claimed no names."""
         self._names = None
+        self._numbers.clear()
 
     def _all_names(self) -> Iterator[str]:
         for graph in self.graphs():

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.api import Instrument
 from graphopt.errors import DataError, GateFailed, GraphoptError, ProviderError, WorkerError
 from graphopt.pipeline import facts
 from graphopt.pipeline.recipe import Recipe
+from graphopt.pipeline.request import Outcome, Pipeline, Result, RunRequest
 from graphopt.pipeline.text import Step, parse, to_text
 from graphopt.pipeline.validation import (
     Data,
@@ -29,116 +29,15 @@ from graphopt.pipeline.validation import (
 from graphopt.record import ErrorRecord, ModelFacts, RunRecord, RunStatus, ValidationRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from graphopt.api import Gate, StepView
+    from graphopt.api import Gate, Instrument
     from graphopt.ir import ExternalData, Model
     from graphopt.pipeline.manager import Manager, ManagerResult, OnError
     from graphopt.pipeline.plan import Plan
     from graphopt.pipeline.plugins import Registry
     from graphopt.runtime.session import Feeds
     from graphopt.targets import Target
-
-Pipeline = str | Recipe | Sequence[Step]
-"""Pipeline text, a recipe, or steps."""
-
-
-class Watch(Instrument):
-    """Told how a run is going: an instrument of its steps, and of what comes before and behind them."""
-
-    def before(self, step: StepView, model: Model) -> None:
-        """Turn to the step."""
-        del model
-        self.stage(f"step {step.index + 1}: {step.name}")
-
-    def stage(self, text: str) -> None:
-        """Called when the run turns to something else."""
-
-    def progress(self, done: int, total: int) -> None:
-        """Called when *done* of *total* parts of the stage are finished."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRequest:
-    """All that a run is told.
-
-    Attributes:
-        model: Path of a model, or a model, which is not changed.
-        pipeline: What to do.
-        out: Where to write the result; None writes nothing.
-        data: Feeds for validation, or where they come from; None for seeded random ones.
-        samples: Take the first so many feeds.
-        target: Name of what to compile for.
-        providers: What to validate on; the target's provider by default.
-        dims: Sizes bound to symbolic dims.
-        seed: Seed for everything random.
-        on_error: What to do when a step fails.
-        gates: Gates besides those of a recipe.
-        external: Where the bytes of large tensors go.
-        validate: Whether to compare the result with the original; None means where it is written and differs.
-        isolate: Run each pass in a child process.
-        local_plugins: A one-file plugin to load.
-        registry: Plugins, where they are loaded already.
-        reproducer: Folder to write on failure; None writes none.
-        instruments: Watchers of steps.
-        watch: Watcher of the run as a whole.
-        command: Name of the command in the record.
-    """
-
-    model: Model | Path
-    pipeline: Pipeline
-    out: Path | None = None
-    data: Data | None = None
-    samples: int | None = None
-    target: str = "ort-cpu"
-    providers: tuple[str, ...] = ()
-    dims: Mapping[str, int] = field(default_factory=dict)
-    seed: int = 0
-    on_error: OnError = "raise"
-    gates: tuple[Gate, ...] = ()
-    external: ExternalData | None = None
-    validate: bool | None = None
-    isolate: bool = False
-    local_plugins: Path | None = None
-    registry: Registry | None = None
-    reproducer: Path | None = None
-    instruments: tuple[Instrument, ...] = ()
-    watch: Watch = field(default_factory=Watch)
-    command: str = "run"
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        record: What happened, complete whatever happened.
-        model: The transformed model; None where there is none.
-        files: The files written.
-        error: The first failure.
-        reproducer: The folder that repeats it, where one was written.
-    """
-
-    record: RunRecord
-    model: Model | None = None
-    files: tuple[Path, ...] = ()
-    error: GraphoptError | None = None
-    reproducer: Path | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    Attributes:
-        model: The transformed model.
-        report: What was done, how long it took, how the result compares.
-        files: The files written.
-    """
-
-    model: Model
-    report: RunRecord
-    files: tuple[Path, ...] = ()
 
 
 def run(
@@ -207,7 +106,9 @@ def execute(request: RunRequest, outcome: Outcome | None = None) -> Outcome:
     record.target, record.seed = request.target, request.seed
     try:
         with contextlib.ExitStack() as stack:
-            _Run(request, outcome, stack).execute()
+            run = _Run(request, outcome, stack)
+            stack.callback(run.close)
+            run.execute()
     except GraphoptError as error:
         if outcome.error is None:
             outcome.error = error
@@ -238,9 +139,20 @@ class _Run:
         self.record = outcome.record
         self.stack = stack
         self.watch = request.watch
+        self.scratch: Path | None = None
+
+    def close(self) -> None:
+        """Remove the scratch folder of isolated steps, now or with the model that may point into it."""
+        if self.scratch is None:
+            return
+        if self.outcome.model is None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        else:
+            weakref.finalize(self.outcome.model, shutil.rmtree, self.scratch, ignore_errors=True)
 
     def execute(self) -> None:
         from graphopt.pipeline.plan import make_gates, make_plan
+        from graphopt.runtime.feeds import check_dims, input_specs
         from graphopt.targets import load_target
 
         request, record = self.request, self.record
@@ -254,6 +166,7 @@ class _Run:
         gates = (*request.gates, *make_gates(gate_steps, registry))
         self.watch.stage("reading the model")
         model = self._load()
+        check_dims(input_specs(model), request.dims)
         plan = make_plan(steps, registry, model.opset)
         record.pipeline = plan.text
         names, warnings = choose_providers(request.providers, target)
@@ -348,7 +261,8 @@ class _Run:
         request = self.request
         isolation = None
         if request.isolate:
-            isolation = Isolation(Path(self.stack.enter_context(tempfile.TemporaryDirectory())))
+            self.scratch = Path(tempfile.mkdtemp(prefix="graphopt-isolated-"))
+            isolation = Isolation(self.scratch)
         return Manager(
             registry,
             target=target,
@@ -422,12 +336,14 @@ class _Run:
                     raise GateFailed(
                         f"the result differs from the original: {'; '.join(validation.problems)}",
                         where=f"validation on {provider}",
-                        hint="Nothing was written. Narrow the pipeline down, or bind real data with --data."
+                        hint="Nothing was written. Narrow the pipeline down, or give real inputs with --data."
                         if is_random
                         else "Nothing was written. Narrow the pipeline down, step by step.",
                     )
         except GraphoptError as error:
             self._leave_reproducer(error, plan, gates, target)
+            if self.outcome.reproducer is not None:
+                error.hint += f" `graphopt replay {self.outcome.reproducer}` repeats it."
             raise
         finally:
             if records:
