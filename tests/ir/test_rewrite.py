@@ -320,3 +320,16 @@ def test_removing_many_nodes_is_linear() -> None:
     few, many = min(removal_time(2000) for _ in range(3)), min(removal_time(20000) for _ in range(3))
     # Quadratic would be a factor of 100.
     assert many < 40 * few
+
+
+def test_naming_many_nodes_alike_is_linear() -> None:
+    def naming_time(count: int) -> float:
+        model = lower(parse(CHAIN))
+        start = time.perf_counter()
+        names = {model.fresh_name("same") for _ in range(count)}
+        assert len(names) == count
+        return time.perf_counter() - start
+
+    few, many = min(naming_time(1000) for _ in range(3)), min(naming_time(10000) for _ in range(3))
+    # Quadratic would be a factor of 100.
+    assert many < 40 * few

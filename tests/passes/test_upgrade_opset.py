@@ -269,6 +269,21 @@ def test_never_above_what_the_target_loads() -> None:
         apply(UpgradeOpset(), CASES["clip"], to=99)
 
 
+def test_a_rewritten_node_does_not_hide_types_from_the_next() -> None:
+    proto = parse("""
+    <ir_version: 4, opset_import: ["" : 9]>
+    agraph (float16[2, 3, 4] x) => (float16[2, 3, 4] y)
+    {
+        a = Softmax <axis = 1> (x)
+        b = Clip <min = 0.0, max = 0.1> (a)
+        y = Softmax <axis = 2> (b)
+    }
+    """)
+    model = upgraded(proto, 21)
+    assert op_types(model).count("Flatten") == 1, "the last one is over the last dim alone"
+    assert_same_function(proto, model, rtol=1e-3)
+
+
 def test_sizes_bound_for_one_run_decide_nothing() -> None:
     proto = CASES["softmax_free"]
     model, _ = apply(UpgradeOpset(), proto, to=21, dims={"M": 1})

@@ -99,7 +99,7 @@ def _grid_sample_20(edit: Edit, node: oir.Node) -> None:
 def _group_norm_21(edit: Edit, node: oir.Node) -> None:
     """Repeat scale and bias, one a group up to version 18, to one a channel."""
     groups = edit.read(node, "num_groups")
-    shape = edit.shapes.shape(node.inputs[0])
+    shape = edit.shape_of(node.inputs[0])
     channels = shape[1] if shape is not None and len(shape) > 1 else None
     if not isinstance(channels, int) or channels % groups:
         raise Refused("the number of its channels is unknown")
@@ -120,7 +120,7 @@ def _softmax_13(edit: Edit, node: oir.Node) -> None:
     """Softmax, LogSoftmax, Hardmax: over all dims from the axis on up to version 11, over one from 13 on."""
     axis = edit.take(node, "axis", 1)
     source = node.inputs[0]
-    shape = edit.shapes.shape(source)
+    shape = edit.shape_of(source)
     if shape is not None:
         first = axis + len(shape) if axis < 0 else axis
         wide = [k for k in range(first, len(shape)) if shape[k] != 1]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from graphopt.ir import Model, Shapes
+    from graphopt.ir.shapes import Shape
 
 
 class Refused(Exception):  # noqa: N818 - caught by the pass, which turns it into an error that names the node
@@ -38,6 +39,11 @@ class Edit:
     shapes: Shapes
     added: list[tuple[oir.Node, int | None]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    _stands_for: dict[oir.Value, oir.Value] = field(default_factory=dict)
+
+    def shape_of(self, value: oir.Value | None) -> Shape | None:
+        """Return the shape of *value*, also where the upgrade itself put it in the place of another."""
+        return self.shapes.shape(self._stands_for.get(value, value) if value is not None else None)
 
     def read(self, node: oir.Node, name: str, default: Any = None) -> Any:  # noqa: ANN401 - any attribute
         """Return the value of attribute *name* of *node*, or *default*.
@@ -78,7 +84,8 @@ class Edit:
         Raises:
             Refused: That element type is unknown.
         """
-        dtype = self.shapes.dtype(like) or (None if like is None else like.dtype)
+        known = None if like is None else self._stands_for.get(like, like)
+        dtype = self.shapes.dtype(known) or (None if like is None else like.dtype)
         if dtype is None:
             raise Refused("the element type of its input is unknown")
         return self.constant(node, hint, np.array(number).astype(dtype.numpy()))
@@ -120,6 +127,8 @@ class Edit:
             self.model, op_type, inputs, attributes=attributes, outputs=len(node.outputs), replaces=[node]
         )
         rewrite.replace_node(self.model, node, new)
+        for before, after in zip(node.outputs, new.outputs, strict=True):
+            self._stands_for[after] = self._stands_for.get(before, before)
         self.added.append((new, written_for))
 
     def drop_outputs(self, node: oir.Node, keep: int, why: str) -> None:
