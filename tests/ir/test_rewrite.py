@@ -317,19 +317,14 @@ def removal_time(count: int) -> float:
 
 def test_removing_many_nodes_is_linear() -> None:
     removal_time(1000)
-    few, many = min(removal_time(2000) for _ in range(3)), min(removal_time(20000) for _ in range(3))
+    few, many = min(removal_time(1000) for _ in range(3)), min(removal_time(10000) for _ in range(3))
     # Quadratic would be a factor of 100.
     assert many < 40 * few
 
 
 def test_naming_many_nodes_alike_is_linear() -> None:
-    def naming_time(count: int) -> float:
-        model = lower(parse(CHAIN))
-        start = time.perf_counter()
-        names = {model.fresh_name("same") for _ in range(count)}
-        assert len(names) == count
-        return time.perf_counter() - start
-
-    few, many = min(naming_time(1000) for _ in range(3)), min(naming_time(10000) for _ in range(3))
-    # Quadratic would be a factor of 100.
-    assert many < 40 * few
+    model = lower(parse(CHAIN))
+    start = time.perf_counter()
+    assert len({model.fresh_name("same") for _ in range(20_000)}) == 20_000
+    # Trying all numbers from 1 for every name takes 200 million steps.
+    assert time.perf_counter() - start < 3.0
