@@ -24,10 +24,11 @@ from graphopt.ir.files import read_message
 from graphopt.ir.infos import misfit, read_info, read_props, read_type, settle_exact
 from graphopt.ir.model import Model, Source
 from graphopt.ir.order import explain_unresolved, find_call_cycle
+from graphopt.ir.read_attributes import FIELDS, PLAIN_READERS, contradiction
 from graphopt.ir.read_tensors import TensorReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from os import PathLike
 
 __all__ = ["clone_store", "load", "lower"]
@@ -169,9 +170,9 @@ class _Lowering:
                 settle_exact(value)
             self._texts.append(name)
         for value in initializers:
-            contradiction = "" if value.const_value is None else misfit(value, value.const_value)
-            if contradiction:
-                raise self._invalid(contradiction, f"initializer {value.name!r}")
+            problem = "" if value.const_value is None else misfit(value, value.const_value)
+            if problem:
+                raise self._invalid(problem, f"initializer {value.name!r}")
         self._texts += [proto.name, proto.doc_string]
         graph = oir.Graph(
             inputs,
@@ -341,7 +342,7 @@ class _Lowering:
 
     def _attribute(self, proto: onnx.AttributeProto, scopes: list[Scope], node: onnx.NodeProto) -> oir.Attr:
         kind = proto.type
-        reader = _PLAIN_ATTRIBUTES.get(kind)
+        reader = PLAIN_READERS.get(kind)
         if reader is not None and not proto.ref_attr_name:
             field, read = reader
             attribute = oir.Attr(
@@ -355,7 +356,7 @@ class _Lowering:
         self, proto: onnx.AttributeProto, scopes: list[Scope], node: onnx.NodeProto
     ) -> oir.Attr:
         where = f"attribute {proto.name!r} of {_node_label(node)}"
-        if proto.type not in _FIELDS:
+        if proto.type not in FIELDS:
             raise self._invalid(
                 "it has no type" if not proto.type else f"its type {proto.type} is not known", where
             )
@@ -364,7 +365,7 @@ class _Lowering:
         if proto.ref_attr_name:
             self._check_fields(proto, "ref_attr_name", node)
             return oir.RefAttr(proto.name, proto.ref_attr_name, kind, doc_string=doc)
-        self._check_fields(proto, _FIELDS[proto.type], node)
+        self._check_fields(proto, FIELDS[proto.type], node)
         value: Any
         names: tuple[str, ...] = ()
         if kind is oir.AttributeType.TENSOR:
@@ -400,18 +401,9 @@ class _Lowering:
         return found[0] if proto.type == onnx.AttributeProto.TYPE_PROTO else found
 
     def _check_fields(self, proto: onnx.AttributeProto, field: str, node: onnx.NodeProto) -> None:
-        present = {descriptor.name for descriptor, _ in proto.ListFields()} - _ATTRIBUTE_HEADER
-        wrong = present - {field}
-        if wrong:
-            raise self._invalid(
-                f"it says that it holds {field!r} but it also has {min(wrong)!r}",
-                f"attribute {proto.name!r} of {_node_label(node)}",
-            )
-        if field in _REQUIRED_FIELDS and field not in present:
-            raise self._invalid(
-                f"it says that it holds {field!r} but it has none",
-                f"attribute {proto.name!r} of {_node_label(node)}",
-            )
+        problem = contradiction(proto, field)
+        if problem:
+            raise self._invalid(problem, f"attribute {proto.name!r} of {_node_label(node)}")
 
     def _devices(self, proto: onnx.NodeProto, scopes: list[Scope]) -> tuple[oir.NodeDeviceConfiguration, ...]:
         visible: Scope = {}
@@ -570,34 +562,3 @@ def _node_label(proto: onnx.NodeProto) -> str:
         return f"node {proto.name!r} ({proto.op_type})"
     first = next((name for name in proto.output if name), "")
     return f"the {proto.op_type} node that makes {first!r}"
-
-
-def _text_or_bytes(data: bytes) -> str | bytes:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        # ONNX asks for UTF-8, custom operators keep binary data there.
-        return data
-
-
-_A = onnx.AttributeProto
-_PLAIN_ATTRIBUTES: dict[int, tuple[str, Callable[[onnx.AttributeProto], object]]] = {
-    _A.INT: ("i", lambda proto: proto.i),
-    _A.FLOAT: ("f", lambda proto: proto.f),
-    _A.STRING: ("s", lambda proto: _text_or_bytes(proto.s)),
-    _A.INTS: ("ints", lambda proto: tuple(proto.ints)),
-    _A.FLOATS: ("floats", lambda proto: tuple(proto.floats)),
-    _A.STRINGS: ("strings", lambda proto: tuple(_text_or_bytes(item) for item in proto.strings)),
-}
-_FIELDS: dict[int, str] = {kind: field for kind, (field, _) in _PLAIN_ATTRIBUTES.items()} | {
-    _A.TENSOR: "t",
-    _A.TENSORS: "tensors",
-    _A.SPARSE_TENSOR: "sparse_tensor",
-    _A.SPARSE_TENSORS: "sparse_tensors",
-    _A.GRAPH: "g",
-    _A.GRAPHS: "graphs",
-    _A.TYPE_PROTO: "tp",
-    _A.TYPE_PROTOS: "type_protos",
-}
-_REQUIRED_FIELDS = frozenset({"t", "sparse_tensor", "g", "tp"})
-_ATTRIBUTE_HEADER = frozenset({"name", "type", "doc_string"})
