@@ -6,7 +6,6 @@ operator or opset that it lacks), or its outputs are random, the result is still
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -46,9 +45,7 @@ def cleanup_passes() -> tuple[Pass, ...]:
     """The registered built-in passes that need no option: all but the one that runs a user's script."""
     registry = load_plugins()
     found = []
-    for name, reference in graphopt_register_passes().items():
-        if importlib.util.find_spec(reference.partition(":")[0]) is None:
-            continue
+    for name in graphopt_register_passes():
         pass_type = registry.passes[name]
         if not any(field.is_required() for field in pass_type.Options.model_fields.values()):
             found.append(pass_type())
