@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from graphopt.ir import rewrite, semantics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     import onnx_ir as oir
 
 
-def remove_unread(values: Iterable[oir.Value | None]) -> int:
+def remove_unread(values: Iterable[oir.Value | None], keep: Container[str] = ()) -> int:
     """Remove the constants and nodes that only served *values*, upwards; return how many nodes went.
 
     A pass that replaces constants must take the old ones away in the same step, or the file holds both until
@@ -20,12 +20,13 @@ def remove_unread(values: Iterable[oir.Value | None]) -> int:
 
     Args:
         values: What the edit stopped reading; those that something still reads are left alone.
+        keep: Names of values that stay anyway, as those that quantization annotations refer to.
     """
     removed = 0
     stack = [value for value in values if value is not None]
     while stack:
         value = stack.pop()
-        if not rewrite.is_unused(value) or value.is_graph_input():
+        if not rewrite.is_unused(value) or value.is_graph_input() or value.name in keep:
             continue
         if value.is_initializer():
             graph = value.graph
@@ -34,9 +35,9 @@ def remove_unread(values: Iterable[oir.Value | None]) -> int:
                 del graph.initializers[name]
             continue
         node = value.producer()
-        if node is None or node.graph is None or not all(rewrite.is_unused(one) for one in node.outputs):
+        if node is None or node.graph is None or not semantics.is_pure(node):
             continue
-        if not semantics.is_pure(node):
+        if not all(rewrite.is_unused(one) and one.name not in keep for one in node.outputs):
             continue
         stack.extend(one for one in node.inputs if one is not None)
         stack.extend(rewrite.captured_values(node) if node.attributes else ())

@@ -294,6 +294,21 @@ def test_names_and_outputs_survive() -> None:
     del report
 
 
+def test_what_an_annotation_names_stays() -> None:
+    nodes = [
+        helper.make_node("Add", ["scale", "scale"], ["twice"]),
+        helper.make_node("Mul", ["twice", "x"], ["y"]),
+    ]
+    before = build(nodes, {"x": (1, [1])}, {"y": (1, [1])}, {"scale": np.ones(1, np.float32)})
+    annotation = before.graph.quantization_annotation.add()
+    annotation.tensor_name = "x"
+    entry = annotation.quant_parameter_tensor_names.add()
+    entry.key, entry.value = "SCALE_TENSOR", "scale"
+    after, _ = apply(PASS, before)
+    assert sorted(after.graph.initializers) == ["scale", "twice"]
+    assert emit(after).graph.quantization_annotation == before.graph.quantization_annotation
+
+
 def test_equal_small_results_are_stored_once() -> None:
     nodes = []
     for k in range(20):
@@ -307,7 +322,7 @@ def test_equal_small_results_are_stored_once() -> None:
     assert_same_function(before, after)
 
 
-def test_fifty_thousand_nodes_fold_in_linear_time() -> None:
+def test_chains_fold_in_linear_time() -> None:
     import time
 
     def seconds(count: int) -> float:

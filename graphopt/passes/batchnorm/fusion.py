@@ -18,6 +18,7 @@ from graphopt.passes.batchnorm.linear import (
     read_linear,
     successor,
 )
+from graphopt.passes.cleanup.annotations import annotated_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,7 @@ class Fusion:
         self._before_conv = before_conv
         self._copy_shared_weights = copy_shared_weights
         self._opsets: dict[oir.Graph, int] = {}
+        self._annotated = annotated_names(model)
         self._reasons: dict[oir.Node, str] = {}
         self._counts: dict[str, int] = {}
 
@@ -170,7 +172,7 @@ class Fusion:
         rewrite.replace_value(self._model, last.outputs[0], result)
         inner = {value for node in chain for value in node.outputs}
         rewrite.remove_nodes(chain)
-        remove_unread(value for value in released if value not in inner)
+        remove_unread((value for value in released if value not in inner), self._annotated)
         for node in chain:
             key = "batchnorms_fused" if node.op_type == "BatchNormalization" else "maps_fused"
             self._counts[key] = self._counts.get(key, 0) + 1
@@ -195,7 +197,7 @@ class Fusion:
         conv.replace_input_with(0, source)
         released.extend(node.inputs[1:])
         rewrite.remove_node(node)
-        remove_unread(released)
+        remove_unread(released, self._annotated)
         return True
 
     def _before(self, node: oir.Node, linear: Linear) -> Affine | None:

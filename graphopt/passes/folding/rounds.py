@@ -10,7 +10,9 @@ from graphopt.errors import PassFailed
 from graphopt.ir import rewrite, tensors
 from graphopt.ir.collector import collector_paused
 from graphopt.ir.dead import remove_unread
+from graphopt.ir.meta import QUANTIZATION, peek_meta, peek_props
 from graphopt.ir.shapes import Shapes, infer_shapes
+from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.folding.branches import inline_constant_branches
 from graphopt.passes.folding.cut import Allowance, Cut, balance_bytes, choose
 from graphopt.passes.folding.region import evaluate_region
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
     Shared = dict[tuple[oir.Graph, str, tuple[int, ...], bytes], oir.Value]
-
-_QUANTIZATION_KEY = "quant_parameter_tensor_names"
-"""Where onnx-ir keeps the quantization annotation of a value."""
 
 _AUTOMATIC = 100
 """By default a model may grow by one part in this many of its constants: what lets the attention masks and
@@ -49,11 +48,12 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
     saved_bytes = _constant_bytes(model) // _AUTOMATIC if max_growth_bytes is None else 0
     free_bytes = _FREE_BYTES if max_growth_bytes is None else 0
     shared: Shared = {}
+    annotated = annotated_names(model)
     with collector_paused():
         for _ in range(_MAX_ROUNDS):
             inlined = inline_constant_branches(model) if inline_branches else []
             counts["branches_inlined"] += len(inlined)
-            counts["nodes_removed"] += remove_unread(inlined)
+            counts["nodes_removed"] += remove_unread(inlined, annotated)
             if inlined:
                 context.invalidate()
             sweep = Sweep(model, lambda: _shapes(model, context))
@@ -62,10 +62,10 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
             cut = _choose(sweep, allowance)
             saved_bytes += balance_bytes(sweep, cut) if cut.stored else 0
             decided = any(rewrite.is_op(user, "If") for value in cut.stored for user in value.consumers())
-            _store(model, sweep, cut, shared, counts)
+            _store(model, sweep, cut, shared, annotated, counts)
             simplified = simplify_targets(model, sweep.shapes()) if sweep.derived else []
             counts["targets_simplified"] += len(simplified)
-            counts["nodes_removed"] += remove_unread(simplified)
+            counts["nodes_removed"] += remove_unread(simplified, annotated)
             skipped = sweep.skipped | cut.skipped
             if cut.removed or simplified:
                 context.invalidate()
@@ -153,7 +153,9 @@ def _region_of(sweep: Sweep, node: oir.Node) -> list[oir.Node]:
     return list(found)
 
 
-def _store(model: Model, sweep: Sweep, cut: Cut, shared: Shared, counts: Counter[str]) -> None:
+def _store(
+    model: Model, sweep: Sweep, cut: Cut, shared: Shared, annotated: frozenset[str], counts: Counter[str]
+) -> None:
     """Make the stored values constants of their graphs, equal small ones once; remove what computed them."""
     for value in cut.stored:
         producer = value.producer()
@@ -168,13 +170,13 @@ def _store(model: Model, sweep: Sweep, cut: Cut, shared: Shared, counts: Counter
     rewrite.remove_nodes(cut.removed)
     counts["folded"] += len(cut.stored)
     counts["nodes_removed"] += len(cut.removed)
-    counts["nodes_removed"] += remove_unread(left)
+    counts["nodes_removed"] += remove_unread(left, annotated)
 
 
 def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Array, shared: Shared) -> None:
     """Put a constant of the same name, or an equal one, in the place of *old*."""
     key = None
-    if array.nbytes <= _FREE_BYTES and array.dtype.kind != "O" and _QUANTIZATION_KEY not in old.meta:
+    if array.nbytes <= _FREE_BYTES and array.dtype.kind != "O" and QUANTIZATION not in peek_meta(old):
         key = (graph, str(array.dtype), array.shape, array.tobytes())
         twin = shared.get(key)
         if twin is not None and twin.graph is graph:
@@ -186,10 +188,10 @@ def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Arra
     new = rewrite.add_initializer(model, graph, name, array)
     new.name = name
     new.doc_string = old.doc_string
-    if old.metadata_props:
-        new.metadata_props.update(old.metadata_props)
-    if _QUANTIZATION_KEY in old.meta:
-        new.meta[_QUANTIZATION_KEY] = old.meta[_QUANTIZATION_KEY]
+    if props := peek_props(old):
+        new.metadata_props.update(props)
+    if QUANTIZATION in peek_meta(old):
+        new.meta[QUANTIZATION] = old.meta[QUANTIZATION]
     if key is not None:
         shared[key] = new
     for user, index in old.uses():
