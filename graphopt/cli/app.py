@@ -15,7 +15,7 @@ import typer
 
 from graphopt import __version__
 from graphopt.cli import demo, inspect, listings, run, validate
-from graphopt.cli.output import Output, reserved_stdout
+from graphopt.cli.output import Output, Told, reserved_stdout
 from graphopt.errors import GraphoptError, OptionError, ProviderError, nearest
 from graphopt.record import RunRecord
 
@@ -94,7 +94,7 @@ def _invoke(arguments: Sequence[str]) -> int:
         )
         bug.__cause__ = error
         return _failed(output, command, bug, debug=debug, code=_BUG)
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and not isinstance(code, Told):  # typer's answer to an interrupt
         return _interrupted(output, command)
     return int(code or 0)
 

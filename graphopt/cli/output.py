@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 _FILE_WIDTH = 160
 
 
+class Told(int):
+    """An exit code whose reason stands on stderr and in the document already."""
+
+    __slots__ = ()
+
+
 class Output:
     """Prints for one command.
 

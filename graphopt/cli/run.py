@@ -21,7 +21,7 @@ from graphopt.cli.options import (
     SeedOption,
     parse_dims,
 )
-from graphopt.cli.output import Output
+from graphopt.cli.output import Output, Told
 from graphopt.errors import GraphoptError, OptionError, PathError, ProviderError
 from graphopt.pipeline.facts import versions
 from graphopt.pipeline.request import Outcome, RunRequest
@@ -181,7 +181,7 @@ def carry_out(
         _show(outcome, output, report)
     if outcome.error is not None:
         output.error(outcome.error, traceback=debug and record.exit_code != INTERRUPTED)
-    return record.exit_code
+    return Told(record.exit_code)
 
 
 def _show(outcome: Outcome, output: Output, report: Path | None) -> None:
