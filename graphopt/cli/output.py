@@ -48,8 +48,12 @@ class Output:
 
     def show(self, renderable: RenderableType) -> None:
         """Print a result for people; nothing with ``--json``."""
-        if not self.json:
+        if self.json:
+            return
+        try:
             self._out.print(renderable, soft_wrap=isinstance(renderable, str))
+        except BrokenPipeError:  # a release of rich that does not ask on_broken_pipe()
+            self._out.on_broken_pipe()
 
     def note(self, text: str) -> None:
         """Print a remark to stderr."""
@@ -72,11 +76,12 @@ class Output:
         from graphopt.report.json import to_text
 
         stream = _reserved[-1] if _reserved else sys.stdout
-        if isinstance(document, dict):
-            stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-        else:
-            stream.write(to_text(document))
-        stream.flush()
+        text = to_text(document) if not isinstance(document, dict) else _dumped(document)
+        try:
+            stream.write(text)
+            stream.flush()
+        except BrokenPipeError:
+            _silence(stream)
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -135,6 +140,17 @@ def reserved_stdout() -> Iterator[None]:
         yield
 
 
+def _dumped(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _silence(stream: Any) -> None:  # noqa: ANN401 - a text stream
+    """Let *stream* lead nowhere: its reader is gone, and the last flush at exit must not complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
 def _restore(real: TextIO, stream: TextIO, descriptor: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         real.flush()
@@ -145,8 +161,9 @@ class _PatientConsole(Console):
     """A console that falls silent when its reader goes away: the command keeps its own exit code."""
 
     def on_broken_pipe(self) -> None:
+        """Called by rich when what it prints finds no reader."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        _silence(self.file)
 
 
 def _console(stream: Any) -> Console:  # noqa: ANN401 - a text stream
