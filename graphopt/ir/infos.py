@@ -20,6 +20,17 @@ _PLACES = ("value_info", "input", "output")
 DATA_TYPES = {int(member): member for member in oir.DataType}
 
 
+def as_text(text: str | bytes, where: str) -> str:
+    """Return *text*; protobuf hands out bytes where a text field is not UTF-8.
+
+    Raises:
+        InvalidModelError: It is bytes.
+    """
+    if isinstance(text, str):
+        return text
+    raise InvalidModelError(f"the text {text!r} is not UTF-8", where=where)
+
+
 def read_props(entries: Iterable[onnx.StringStringEntryProto], where: str) -> dict[str, str] | None:
     """Return string entries as a dict, None where there are none.
 
@@ -32,7 +43,7 @@ def read_props(entries: Iterable[onnx.StringStringEntryProto], where: str) -> di
             props = {}
         if entry.key in props:
             raise InvalidModelError(f"the metadata key {entry.key!r} occurs twice", where=where)
-        props[entry.key] = entry.value
+        props[as_text(entry.key, where)] = as_text(entry.value, where)
     return props
 
 
@@ -51,7 +62,7 @@ def read_type(proto: onnx.TypeProto, where: str) -> tuple[Type | None, oir.Shape
         UnsupportedModelError: It is or holds a map, an opaque type, or an element type that is not known.
     """
     kind = proto.WhichOneof("value")
-    denotation = proto.denotation or None
+    denotation = as_text(proto.denotation, where) or None
     if kind == "tensor_type" or kind == "sparse_tensor_type":  # noqa: PLR1714 - twice as fast as a set here
         tensor = proto.tensor_type if kind == "tensor_type" else proto.sparse_tensor_type
         dtype = DATA_TYPES.get(tensor.elem_type)
@@ -83,7 +94,7 @@ def read_shape(proto: onnx.TensorShapeProto, where: str) -> oir.Shape:
     """Return the shape, unfrozen.
 
     Raises:
-        InvalidModelError: A dim is negative.
+        InvalidModelError: A dim is negative, or a text is not UTF-8.
     """
     dims: list[int | str | None] = []
     denotations: list[str | None] | None = None
@@ -94,10 +105,10 @@ def read_shape(proto: onnx.TensorShapeProto, where: str) -> oir.Shape:
                 raise InvalidModelError(f"dim {k} of its shape is {dim.dim_value}", where=where)
             dims.append(dim.dim_value)
         else:
-            dims.append(dim.dim_param if which else None)
+            dims.append(as_text(dim.dim_param, where) if which else None)
         if dim.denotation:
             denotations = denotations or [None] * len(proto.dim)
-            denotations[k] = dim.denotation
+            denotations[k] = as_text(dim.denotation, where)
     return oir.Shape(dims, denotations)
 
 
@@ -161,7 +172,7 @@ def read_info(proto: onnx.ValueInfoProto, value: oir.Value, place: str, where: s
             value.shape = value.shape if shape is None and type_ == value.type else shape
             value.type = type_
     if proto.doc_string or again:
-        value.doc_string = proto.doc_string or value.doc_string
+        value.doc_string = as_text(proto.doc_string, where) or value.doc_string
     if len(proto.metadata_props):
         value.metadata_props.update(read_props(proto.metadata_props, where) or {})
     if place == "value_info" and not says_something(value):

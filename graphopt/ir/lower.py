@@ -21,7 +21,7 @@ from graphopt.ir.clone import clone_store
 from graphopt.ir.collector import collector_paused
 from graphopt.ir.external import DataFolder
 from graphopt.ir.files import read_message
-from graphopt.ir.infos import misfit, read_info, read_props, read_type, settle_exact
+from graphopt.ir.infos import as_text, misfit, read_info, read_props, read_type, settle_exact
 from graphopt.ir.model import Model, Source
 from graphopt.ir.order import explain_unresolved, find_call_cycle
 from graphopt.ir.read_attributes import FIELDS, PLAIN_READERS, contradiction
@@ -53,9 +53,7 @@ def load(path: str | PathLike[str]) -> Model:
     file = Path(path)
     proto = read_message(file)
     folder = DataFolder(file.parent.absolute(), str(file))
-    lowering = _Lowering(TensorReader(folder, str(file)), str(file))
-    with collector_paused():
-        store = lowering.model(proto)
+    store = _lower(proto, folder, str(file))
     return Model(store, source=Source(path=file.absolute(), external_files=folder.files))
 
 
@@ -73,9 +71,16 @@ def lower(proto: onnx.ModelProto, *, base_dir: Path | None = None, source: Sourc
     """
     name = str(source.path) if source is not None else "the model"
     folder = DataFolder(base_dir if base_dir is not None else Path.cwd(), name)
-    with collector_paused():
-        store = _Lowering(TensorReader(folder, name), name).model(proto)
-    return Model(store, source=source)
+    return Model(_lower(proto, folder, name), source=source)
+
+
+def _lower(proto: onnx.ModelProto, folder: DataFolder, name: str) -> oir.Model:
+    try:
+        with collector_paused():
+            return _Lowering(TensorReader(folder, name), name).model(proto)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        # What no check foresaw, from damaged files mostly: still one sentence, the cause behind --debug.
+        raise InvalidModelError(f"the model cannot be represented ({error})", where=name) from error
 
 
 class _Lowering:
@@ -84,6 +89,7 @@ class _Lowering:
         self._name = name
         self._opsets: dict[str, int] = {}
         self._configurations: dict[str, oir.ModelConfiguration] = {}
+        self._references: frozenset[str] = frozenset()  # attributes of the function that is being read
         self._texts: list[str] = []  # everything that has to be text; joined at the end of each graph
 
     def _invalid(self, message: str, what: str = "", hint: str = "") -> InvalidModelError:
@@ -104,6 +110,7 @@ class _Lowering:
         claimed = {f"{f.domain}::{f.name}/{value.name}" for f in functions for value in _own_values(f)}
         graph = self._graph(proto.graph, [], "the main graph", skip_infos=claimed & experimental.keys())
         graph.opset_imports.update(imports)
+        self._texts += [text for item in proto.configuration for text in (item.name, *item.device)]
         self._texts += [proto.producer_name, proto.producer_version, proto.domain, proto.doc_string]
         self._check_texts("the model")
         return oir.Model(
@@ -144,6 +151,11 @@ class _Lowering:
     def _imports(self, entries: Iterable[onnx.OperatorSetIdProto], owner: str) -> dict[str, int]:
         imports: dict[str, int] = {}
         for entry in entries:
+            self._texts.append(entry.domain)
+            if entry.version < 1:
+                raise self._invalid(
+                    f"it imports version {entry.version} of operator set {entry.domain or 'ai.onnx'!r}", owner
+                )
             if imports.setdefault(entry.domain, entry.version) != entry.version:
                 raise self._invalid(
                     f"the operator set {entry.domain or 'ai.onnx'!r} is imported with version"
@@ -316,6 +328,7 @@ class _Lowering:
             texts.append(op_type)
             texts.append(proto.name)
             texts.append(proto.doc_string)
+            texts.append(proto.overload)
             nodes.append(node)
         return nodes
 
@@ -342,6 +355,7 @@ class _Lowering:
 
     def _attribute(self, proto: onnx.AttributeProto, scopes: list[Scope], node: onnx.NodeProto) -> oir.Attr:
         kind = proto.type
+        self._texts += (proto.name, proto.doc_string, proto.ref_attr_name)
         reader = PLAIN_READERS.get(kind)
         if reader is not None and not proto.ref_attr_name:
             field, read = reader
@@ -364,6 +378,10 @@ class _Lowering:
         doc = proto.doc_string or None
         if proto.ref_attr_name:
             self._check_fields(proto, "ref_attr_name", node)
+            if proto.ref_attr_name not in self._references:
+                raise self._invalid(
+                    f"it refers to {proto.ref_attr_name!r}, which no function around it has", where
+                )
             return oir.RefAttr(proto.name, proto.ref_attr_name, kind, doc_string=doc)
         self._check_fields(proto, FIELDS[proto.type], node)
         value: Any
@@ -415,6 +433,7 @@ class _Lowering:
                 raise self._invalid(
                     "its device configuration names no configuration or no tensor", _node_label(proto)
                 )
+            self._texts += (item.configuration_id, *(spec.tensor_name for spec in item.sharding_spec))
             read = oir.serde.deserialize_node_device_configuration(item, values=visible)
             known = self._configurations.get(item.configuration_id)
             found.append(dataclasses.replace(read, configuration=known) if known is not None else read)
@@ -444,7 +463,10 @@ class _Lowering:
         leftovers = []
         for item in proto.quantization_annotation:
             value = scope.get(item.tensor_name)
-            pairs = {entry.key: entry.value for entry in item.quant_parameter_tensor_names}
+            where = f"a quantization annotation in {self._name}"
+            pairs = {
+                as_text(e.key, where): as_text(e.value, where) for e in item.quant_parameter_tensor_names
+            }
             if (
                 value is None
                 or meta.QUANTIZATION in meta.peek_meta(value)
@@ -487,7 +509,9 @@ class _Lowering:
             if name in infos:
                 read_info(infos[name], value, "value_info", f"input {name!r} of {label} in {self._name}")
             inputs.append(value)
+        self._references = frozenset((*proto.attribute, *(item.name for item in proto.attribute_proto)))
         nodes = self._nodes(proto.node, [scope], infos)
+        self._references = frozenset()
         missing = next((name for name in proto.output if name not in scope), None)
         if missing is not None:
             raise self._invalid(f"nothing in it produces its output {missing!r}", label)
@@ -516,6 +540,7 @@ class _Lowering:
         owner = onnx.NodeProto(op_type=proto.name, domain=proto.domain)
         attributes = [self._attribute(item, [], owner) for item in proto.attribute_proto]
         attributes += [oir.Attr(name, oir.AttributeType.UNDEFINED, None) for name in proto.attribute]
+        self._texts += proto.attribute
         if len({item.name for item in attributes}) < len(attributes):
             raise self._invalid("two of its attributes have the same name", label)
         self._texts += [proto.name, proto.domain, proto.overload, proto.doc_string]

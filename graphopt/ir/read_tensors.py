@@ -9,7 +9,7 @@ import onnx_ir as oir
 
 from graphopt.errors import InvalidModelError, UnsupportedModelError
 from graphopt.ir import meta
-from graphopt.ir.infos import DATA_TYPES, read_props
+from graphopt.ir.infos import DATA_TYPES, as_text, read_props
 from graphopt.ir.tensors import RawTensor, SparseTensor, byte_size, string_tensor
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ class TensorReader:
             InvalidModelError: Type, shape and data do not fit together, or the external data is not there.
             UnsupportedModelError: The element type is not known, or the tensor is cut into segments.
         """
-        name = proto.name
+        name = as_text(proto.name, self._model)
         where = f"{owner or f'tensor {name!r}'} in {self._model}"
-        if not isinstance(name, str):
-            raise InvalidModelError(f"the name {name!r} is not UTF-8", where=self._model)
         dims = tuple(proto.dims)
         dtype = DATA_TYPES.get(proto.data_type)
         if dtype is None:
@@ -79,12 +77,10 @@ class TensorReader:
             )
         about: dict[str, Any] = {
             "name": name or None,
-            "doc_string": proto.doc_string or None,
+            "doc_string": as_text(proto.doc_string, where) or None,
             "metadata_props": read_props(proto.metadata_props, where) if len(proto.metadata_props) else None,
         }
-        entries = (
-            {entry.key: entry.value for entry in proto.external_data} if len(proto.external_data) else {}
-        )
+        entries = {as_text(e.key, where): as_text(e.value, where) for e in proto.external_data}
         tensor: oir.TensorProtocol
         if proto.data_location == _T.EXTERNAL:
             tensor = self._external(proto, dtype, dims, entries, where, about)
