@@ -101,12 +101,17 @@ def _bytes(size: int | None) -> str:
 
 def steps_summary(steps: Sequence[StepRecord]) -> RenderableType:
     """Return what the steps of a run did and left alone."""
-    rows = []
+    rows: list[tuple[str | Text, ...]] = []
     for step in steps:
         seconds = step.times_s.clone + step.times_s.run + step.times_s.verify + step.times_s.gate
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in step.counts.items())
-        rows.append((str(step.index + 1), step.name, status(step.status), counts, format_seconds(seconds)))
-    return Group(table(("#", "pass", "result", "what", "time"), rows, right=(0, 4)), *_skips(steps))
+        rows.append((str(step.index + 1), step.name, status(step.status), format_seconds(seconds), counts))
+    heads = ("#", "pass", "result", "time", "what")
+    if not any(
+        row[-1] for row in rows
+    ):  # an empty column would fold the names of passes on a narrow terminal
+        return table(heads[:-1], [row[:-1] for row in rows], right=(0, 3))
+    return table(heads, rows, right=(0, 3))
 
 
 def _skips(steps: Sequence[StepRecord]) -> Iterable[RenderableType]:

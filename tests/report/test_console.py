@@ -73,3 +73,14 @@ def test_lines_about_time_and_place() -> None:
 
 def test_an_empty_record_shows_nothing() -> None:
     assert _shown(run_summary(RunRecord()), 80).strip() == ""
+
+
+def test_what_was_left_alone_is_shown_and_an_empty_column_is_not() -> None:
+    record = full_record()
+    text = _shown(run_summary(record), 160)
+    assert "canonicalize left alone node 0: because | of `this`" in text
+    assert "canonicalize left alone 20 more" in text
+    assert "3 identities" in text
+    for step in record.steps:
+        step.counts = {}
+    assert "what" not in _shown(run_summary(record), 160)
