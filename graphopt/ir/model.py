@@ -102,7 +102,7 @@ class Model:
     def clone(self) -> Model:
         """Return an independent copy; tensors are shared, and frozen so that sharing is safe."""
         with collector_paused():
-            from graphopt.ir.lower import clone_store
+            from graphopt.ir.clone import clone_store
 
             return Model(clone_store(self.store), source=self.source, registry=self.registry)
 
