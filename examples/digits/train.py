@@ -72,7 +72,7 @@ class Digits(nn.Module):
         x = functional.relu(self.norm(self.stem(x)))
         x = self.block2(self.block1(x))
         x = functional.adaptive_avg_pool2d(x, 1)
-        # sizes are read back from the tensor, as hand-written models do: exporters make shape arithmetic of it
+        # sizes are read back from the tensor, as hand-written models do: exports hold shape arithmetic
         x = x.view(x.size(0), x.size(1) * x.size(2) * x.size(3))
         return self.head(self.dropout(x))
 
