@@ -107,11 +107,9 @@ def steps_summary(steps: Sequence[StepRecord]) -> RenderableType:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in step.counts.items())
         rows.append((str(step.index + 1), step.name, status(step.status), format_seconds(seconds), counts))
     heads = ("#", "pass", "result", "time", "what")
-    if not any(
-        row[-1] for row in rows
-    ):  # an empty column would fold the names of passes on a narrow terminal
-        return table(heads[:-1], [row[:-1] for row in rows], right=(0, 3))
-    return table(heads, rows, right=(0, 3))
+    # An empty last column would fold the names of passes on a narrow terminal.
+    width = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
+    return Group(table(heads[:width], [row[:width] for row in rows], right=(0, 3)), *_skips(steps))
 
 
 def _skips(steps: Sequence[StepRecord]) -> Iterable[RenderableType]:
