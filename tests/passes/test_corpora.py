@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as oir
 import pytest
 
-from graphopt.errors import DataError, ProviderError
+from graphopt.errors import DataError, InvalidModelError, ProviderError, UnsupportedModelError
 from graphopt.ir import semantics
 from graphopt.ir.emit import emit, emit_for_runtime
 from graphopt.ir.fingerprint import fingerprint
@@ -84,7 +84,7 @@ class Reference:
             if is_repeatable(self.model):
                 session = session_of(self.model)
                 self.outputs = [session.run(feed) for feed in self.feeds]
-        except (DataError, ProviderError):
+        except (DataError, InvalidModelError, ProviderError, UnsupportedModelError):
             self.outputs = None
 
     def compare(self, after: Model, label: str) -> None:
