@@ -109,12 +109,24 @@ def check_target(out: Path, sources: Iterator[Path]) -> None:
         PathError: One of these is the case.
     """
     where = str(out)
-    if out.is_dir():
+    try:
+        kind = out.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        kind = 0
+    except OSError as error:  # a name that is too long, a loop of links, a folder that may not be entered
+        raise _explain(error, out) from error
+    if stat.S_ISDIR(kind):
         raise PathError("expected an output file, got a directory", where=where)
-    if out.exists() and not out.is_file():
+    if kind and not stat.S_ISREG(kind):
         raise PathError("expected an output file, got something that is not a regular file", where=where)
     if not out.parent.is_dir():
         raise PathError("the folder of the output does not exist", where=where)
+    if not is_utf8(where):
+        raise PathError(
+            "the name of the output is not UTF-8, and neither ONNX nor onnxruntime can take it",
+            where=where,
+            hint="Name another file.",
+        )
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise PathError("the folder of the output is not writable", where=where)
     for source in sources:
@@ -211,6 +223,11 @@ class FilePair:
         if remove_data:
             self._data.unlink(missing_ok=True)
         _sync_folder(self._out.parent)
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether *text* has a form in UTF-8; the name of a file in another encoding has none."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def data_path(out: Path) -> Path:

@@ -288,7 +288,8 @@ def _error_text(error: GraphoptError) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    # A path in another encoding than UTF-8 is shown as well as it can be.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _write_json(path: Path, document: object) -> None:

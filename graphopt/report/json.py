@@ -51,7 +51,8 @@ def write_whole(path: Path, text: str) -> None:
     """
     scratch = path.with_name(f".{path.name}.part")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        # A path in another encoding than UTF-8 is shown as well as it can be.
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         scratch.replace(path)
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise PathError(f"cannot write the file: {error.strerror}", where=str(path)) from error

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import errors
-from graphopt.errors import GraphoptError, WorkerError
+from graphopt.errors import GraphoptError, WorkerError, WriteError
 from graphopt.runtime import codec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from graphopt.runtime.session import Feeds
 
@@ -62,6 +62,7 @@ def run_in_child(
     Raises:
         GraphoptError: What the function raised, as its own class.
         WorkerError: The child crashed, ran out of time, or raised something else.
+        WriteError: The folder for temporary files is full.
     """
     if not sys.executable:
         raise WorkerError("there is no Python interpreter to start a child process with", where=where)
@@ -69,19 +70,41 @@ def run_in_child(
     try:
         job = {
             "function": function,
-            "arguments": [_stored(each, folder, k) for k, each in enumerate(arguments)],
+            "arguments": [
+                _stored(each, folder, k) if isinstance(each, FeedStream) else each
+                for k, each in enumerate(arguments)
+            ],
         }
-        codec.save(job, folder, "job")
+        with _writing(folder):
+            codec.save(job, folder, "job")
         return _Child(folder, where, on_progress, on_stage).run(timeout_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _stored(argument: object, folder: Path, index: int) -> object:
-    if not isinstance(argument, FeedStream):
-        return argument
+def _stored(stream: FeedStream, folder: Path, index: int) -> codec.StoredFeeds:
+    """Write feeds one by one; what their source raises stays as it is."""
     place = folder / f"feeds{index}"
-    return codec.StoredFeeds(place, codec.store_feeds(argument.feeds, place))
+    place.mkdir()
+    count = 0
+    for feed in stream.feeds:
+        with _writing(folder):
+            codec.save(dict(feed), place, f"feed{count}")
+        count += 1
+    return codec.StoredFeeds(place, count)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # numpy gives no reason where a write falls short.
+        raise WriteError(
+            f"temporary files could not be written ({error.strerror or error})",
+            where=str(folder.parent),
+            hint="Free some space there, or set TMPDIR to another folder.",
+        ) from error
 
 
 class _Child:

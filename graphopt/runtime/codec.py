@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,13 @@ from graphopt.errors import WorkerError
 from graphopt.runtime import dtypes
 
 if TYPE_CHECKING:
-    from graphopt.runtime.session import Feeds, Tensor, Value
+    from graphopt.runtime.session import Tensor, Value
 
 _TAG = "$"
 
 
 class StoredFeeds:
-    """Feeds in a folder, read one at a time and as often as needed; made by :func:`store_feeds`."""
+    """Feeds in a folder, saved as ``feed0``, ``feed1`` ..., read one at a time and as often as needed."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self._folder = folder
@@ -38,16 +38,6 @@ class StoredFeeds:
             if not isinstance(feed, dict):
                 raise WorkerError("a stored feed is no mapping", where=str(self._folder))
             yield feed
-
-
-def store_feeds(feeds: Iterable[Feeds], folder: Path) -> int:
-    """Write *feeds* into *folder* one by one, as :class:`StoredFeeds` reads them; return their number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for feed in feeds:
-        save(dict(feed), folder, f"feed{count}")
-        count += 1
-    return count
 
 
 def save(value: object, folder: Path, name: str) -> None:

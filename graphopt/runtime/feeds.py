@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import math
 import operator
 import string
 import zlib
@@ -26,6 +28,7 @@ Dim = int | str | None
 Feed = dict[str, "Value"]
 
 # A feed for a sequence has this many elements; two are enough to tell first from last.
+_MOST_ELEMENTS = 1 << 40
 _SEQUENCE_LENGTH = 2
 # Integers whose meaning the graph does not tell: small enough for a shape, varied enough to see a difference.
 _UNKNOWN_INTEGERS = (0, 8)
@@ -210,9 +213,20 @@ def iter_random_feeds(
     fixed = [spec for spec in _fixed(specs, dims or {}) if not spec.has_default]
     for index in range(count):
         yield {
-            spec.name: _random(spec, np.random.default_rng([seed, index, _stream(spec.name)]))
+            spec.name: _made_up(spec, np.random.default_rng([seed, index, _stream(spec.name)]))
             for spec in fixed
         }
+
+
+def _made_up(spec: InputSpec, rng: np.random.Generator) -> Value:
+    elements = math.prod(dim for dim in spec.shape or () if isinstance(dim, int))
+    if elements <= _MOST_ELEMENTS:  # beyond it numpy does not even ask for memory, and has other words for it
+        with contextlib.suppress(MemoryError):
+            return _random(spec, rng)
+    raise DataError(
+        f"random values for the input {spec.name!r} ({spec}) do not fit into memory",
+        hint="Bind its free dims to smaller sizes with --dim, or give real inputs with --data",
+    )
 
 
 def check_feeds(

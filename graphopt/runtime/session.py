@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from graphopt.errors import DataError, PathError, ProviderError
+from graphopt.ir.files import is_utf8
 from graphopt.runtime import dtypes, providers, refusals
 
 if TYPE_CHECKING:
@@ -124,6 +125,10 @@ class Session:
     ) -> None:
         import onnxruntime as ort
 
+        if isinstance(model, Path) and not is_utf8(str(model)):
+            raise ProviderError(
+                "onnxruntime cannot open a file whose name is not UTF-8", where=where, hint="Rename it"
+            )
         # Some kernels warn through the logger of the whole process, which no session option reaches.
         ort.set_default_logger_severity(_FATAL)
         self.where = where

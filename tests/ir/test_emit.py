@@ -241,6 +241,15 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         save(lower(matmul_model()), tmp_path / "out.onnx")
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "loop", "o\udcff.onnx"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(PathError) as caught:
+        save(lower(matmul_model()), tmp_path / name)
+    assert caught.value.where == str(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 def test_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
     target = write(matmul_model(side=8), tmp_path / "target.onnx")
     before = target.read_bytes()

@@ -20,7 +20,7 @@ from graphopt.ir.lower import load
 from graphopt.pipeline.manager import Manager, ManagerResult, OnError
 from graphopt.pipeline.plan import make_gates, make_plan
 from graphopt.pipeline.plugins import Registry, load_plugins
-from graphopt.pipeline.reproducer import read_reproducer
+from graphopt.pipeline.reproducer import read_reproducer, write_reproducer
 from graphopt.pipeline.text import Step, parse
 from graphopt.targets import load_target
 from tests.pipeline.kit import LOCAL_PLUGIN, WEIGHT, plan_of, registry, tiny
@@ -148,6 +148,13 @@ def test_an_unwritable_place_does_not_hide_the_error(tmp_path: Path) -> None:
     assert isinstance(result.error, VerifyError)
     assert result.reproducer is None
     assert any("no reproducer could be written" in text for text in result.warnings)
+
+
+def test_an_error_that_names_a_path_in_another_encoding(tmp_path: Path) -> None:
+    error = PassFailed("it failed", where="m\udcff.onnx")
+    settings = {"target": "ort-cpu", "dims": {}, "seed": 0, "on_error": "raise", "isolate": False}
+    folder = write_reproducer(tmp_path / "r", model=tiny(), steps=(), error=error, settings=settings)
+    assert "m\\udcff.onnx" in read_reproducer(folder).error
 
 
 def test_a_former_reproducer_is_replaced_and_nothing_else(tmp_path: Path) -> None:

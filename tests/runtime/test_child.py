@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 
 from graphopt.api import PassOptions
-from graphopt.errors import DataError, GraphoptError, OptionError, PathError, PlanError, WorkerError
+from graphopt.errors import (
+    DataError,
+    GraphoptError,
+    OptionError,
+    PathError,
+    PlanError,
+    WorkerError,
+    WriteError,
+)
 from graphopt.runtime import codec, worker
 from graphopt.runtime.child import FeedStream, run_in_child
 
@@ -258,3 +266,25 @@ def test_the_child_does_not_outlive_its_parent(how: signal.Signals, tmp_path: Pa
         time.sleep(0.1)
     assert not alive(pid)
     assert list(temp.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    not os.access("/dev/full", os.W_OK), reason="the system has no device that is always full"
+)
+@pytest.mark.parametrize("argument", [FeedStream([{"x": np.zeros(1 << 16)}]), np.zeros(1 << 16)])
+def test_a_full_disk_is_an_error_of_writing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: object
+) -> None:
+    def to_full_disk(path: object, *arguments: object, **options: object) -> None:
+        del path
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+
+    scratch = tmp_path / "full"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(np, "save", to_full_disk)
+    with pytest.raises(WriteError, match="No space left") as caught:
+        run_in_child(f"{HERE}:echo", argument)
+    assert caught.value.where == str(scratch)
+    assert not list(scratch.iterdir())

@@ -186,6 +186,12 @@ def test_seeds_feeds_and_inputs_have_streams_of_their_own() -> None:
         assert not np.array_equal(one["a"], different)
 
 
+@pytest.mark.parametrize("size", [1 << 41, 1 << 62, 1 << 80])
+def test_what_does_not_fit_into_memory_is_an_error_of_the_data(size: int) -> None:
+    with pytest.raises(DataError, match="do not fit into memory"):
+        random_feeds([spec(shape=("n", 3))], 1, dims={"n": size})
+
+
 def test_inputs_with_a_default_are_left_out_and_complex_is_refused() -> None:
     assert random_feeds([spec("w", has_default=True)], 1) == [{}]
     with pytest.raises(DataError, match="'x' is complex64, for which graphopt makes up no values"):

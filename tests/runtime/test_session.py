@@ -199,6 +199,13 @@ def test_missing_files_and_directories(tmp_path: Path) -> None:
         open_session(tmp_path)
 
 
+def test_a_name_that_the_runtime_cannot_take(tmp_path: Path) -> None:
+    path = tmp_path / "m\udcff.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(ProviderError, match="not UTF-8"):
+        open_session(path)
+
+
 def test_missing_external_data_is_an_invalid_model(tmp_path: Path) -> None:
     proto = model(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
