@@ -196,6 +196,7 @@ def inspection(path: str, size_bytes: int, facts: Mapping[str, Any]) -> Renderab
     for key, label in (
         ("subgraphs", "subgraphs"),
         ("functions", "functions"),
+        ("unused_functions", "unused functions"),
         ("custom_domains", "custom domains"),
         ("external_files", "external data"),
     ):

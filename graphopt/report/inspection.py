@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import networkx as nx
 import onnx_ir as oir
 
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.tensors import constant_of, is_overridable
-from graphopt.ir.views import longest_chain, operator_graph
+from graphopt.ir.views import call_graph, longest_chain, operator_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +46,7 @@ def inspect_model(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
         "longest_chain": len(longest_chain(operator_graph(model))),
         "subgraphs": sum(1 for _ in model.graph.subgraphs()),
         "functions": ["::".join(filter(None, key)) for key in model.functions],
+        "unused_functions": _unused_functions(model),
         "custom_domains": sorted({node.domain for node in nodes} - known),
         "parameters": cost.parameters,
         "macs": cost.macs,
@@ -70,6 +72,12 @@ def inspect_model(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
 
 def _label(node: oir.Node) -> str:
     return node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"
+
+
+def _unused_functions(model: Model) -> list[str]:
+    """Return the functions that no chain of calls from the main graph reaches."""
+    reached = nx.descendants(call_graph(model), "main")
+    return ["::".join(filter(None, key)) for key in model.functions if key not in reached]
 
 
 def _value(value: oir.Value) -> dict[str, Any]:
