@@ -27,6 +27,7 @@ _MIN_IR_VERSION = 3
 _FUNCTIONS_SINCE_IR = 8
 _OVERLOADS_SINCE_IR = 10
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+_GRAPH_KINDS = frozenset({oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,66 @@ def problems(model: Model) -> list[Problem]:
 
 
 def _problems(model: Model) -> Iterator[Problem]:
+    walk = _Walk(model)
     for check in CHECKS:
-        for where, message in check(model):
+        for where, message in check(walk):
             yield Problem(check.__name__, where, message)
 
 
 Finding = tuple[str, str]
 """Where, and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A graph, its nodes, and the body that it is or stands in: the main graph or that of a function."""
+
+    graph: oir.Graph
+    nodes: tuple[oir.Node, ...]
+    body: oir.Graph
+    label: str
+    function: oir.Function | None
+
+
+class _Walk:
+    """Every graph and node of a model, met once for all checks.
+
+    Attributes:
+        model: The model.
+        places: Its graphs, in the order of ``Model.graphs``.
+        inner: The bodies of each node that has some, with the name of the attribute.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.places: list[_Place] = []
+        self.inner: dict[oir.Node, list[tuple[str, oir.Graph]]] = {}
+        self._nodes: dict[oir.Graph, tuple[oir.Node, ...]] = {}
+        self._meet(model.graph, model.graph, "the main graph", None)
+        for function in model.functions.values():
+            self._meet(function.graph, function.graph, _function_label(function), function)
+
+    def nodes(self, graph: oir.Graph) -> tuple[oir.Node, ...]:
+        """Return the nodes of *graph* in their order."""
+        return self._nodes[graph]
+
+    def _meet(self, graph: oir.Graph, body: oir.Graph, label: str, function: oir.Function | None) -> None:
+        nodes = self._nodes[graph] = tuple(graph)
+        self.places.append(_Place(graph, nodes, body, label, function))
+        for node in nodes:
+            # The dict inside: its wrapper answers in Python, and most nodes have no attributes at all.
+            for attribute in node.attributes.data.values():
+                if attribute.type in _GRAPH_KINDS and not attribute.is_ref():
+                    bodies = (
+                        attribute.value if attribute.type is oir.AttributeType.GRAPHS else [attribute.value]
+                    )
+                    self.inner.setdefault(node, []).extend((attribute.name, inner) for inner in bodies)
+            for _name, inner in self.inner.get(node, ()):
+                self._meet(inner, body, label, function)
+
+
+def _function_label(function: oir.Function) -> str:
+    return f"function {function.domain}::{function.name}"
 
 
 def node_label(node: oir.Node) -> str:
@@ -85,17 +139,12 @@ def node_label(node: oir.Node) -> str:
     return f"the {node.op_type} node that makes {first!r}"
 
 
-def _bodies(model: Model) -> Iterator[tuple[str, oir.Graph]]:
-    yield "the main graph", model.graph
-    for function in model.functions.values():
-        yield f"function {function.domain}::{function.name}", function.graph
-
-
 # The checks
 
 
-def versions_are_declared(model: Model) -> Iterator[Finding]:
+def versions_are_declared(walk: _Walk) -> Iterator[Finding]:
     """The IR version is known and new enough for what the model has; operator sets have positive versions."""
+    model = walk.model
     version = model.ir_version
     if version < _MIN_IR_VERSION:
         yield "the model", f"its IR version is {version}; expected {_MIN_IR_VERSION} or later"
@@ -106,37 +155,38 @@ def versions_are_declared(model: Model) -> Iterator[Finding]:
             yield f"function {domain}::{name}", f"an overload needs IR version {_OVERLOADS_SINCE_IR}"
         if function.identifier() != (domain, name, overload):
             yield f"function {domain}::{name}", f"it calls itself {function.identifier()}"
-    for label, graph in _bodies(model):
-        for domain, number in graph.opset_imports.items():
+    for place in walk.places:
+        if place.graph is not place.body:
+            continue
+        for domain, number in place.graph.opset_imports.items():
             if number < 1:
-                yield label, f"it imports version {number} of operator set {domain or 'ai.onnx'!r}"
+                yield place.label, f"it imports version {number} of operator set {domain or 'ai.onnx'!r}"
 
 
-def operators_are_known(model: Model) -> Iterator[Finding]:
+def operators_are_known(walk: _Walk) -> Iterator[Finding]:
     """Every node says which operator it is, of an operator set that the model, or its function, imports."""
     imported: set[str] = set()
-    label = "the model"
-    bodies = {graph: name for name, graph in _bodies(model)}
-    for graph in model.graphs():
-        if graph in bodies:
-            label = bodies[graph]
-            imported = set(graph.opset_imports)
+    for place in walk.places:
+        if place.graph is place.body:
+            imported = set(place.body.opset_imports)
             if imported.intersection(_DEFAULT_DOMAINS):
                 imported.update(_DEFAULT_DOMAINS)
-        for node in graph:
+        for node in place.nodes:
             if node.domain not in imported:
-                yield node_label(node), f"{label} imports no operator set {node.domain or 'ai.onnx'!r}"
+                domain = node.domain or "ai.onnx"
+                yield node_label(node), f"{place.label} imports no operator set {domain!r}"
             if not node.op_type:
                 yield node_label(node), "it has no op_type"
 
 
-def names_resolve(model: Model) -> Iterator[Finding]:
+def names_resolve(walk: _Walk) -> Iterator[Finding]:
     """Each name is given once, and each use comes after the definition and finds the value that is meant."""
-    for label, graph in _bodies(model):
-        yield from _scope(graph, [], label)
+    for place in walk.places:
+        if place.graph is place.body:
+            yield from _scope(walk, place.graph, [], place.label)
 
 
-def _scope(graph: oir.Graph, outer: list[dict[str, oir.Value]], label: str) -> Iterator[Finding]:
+def _scope(walk: _Walk, graph: oir.Graph, outer: list[dict[str, oir.Value]], label: str) -> Iterator[Finding]:
     scope: dict[str, oir.Value] = {}
     scopes = [*outer, scope]
     for value in graph.inputs:
@@ -150,7 +200,7 @@ def _scope(graph: oir.Graph, outer: list[dict[str, oir.Value]], label: str) -> I
             yield label, f"the initializer {name!r} is called {value.name!r}"
         if scope.setdefault(name, value) is not value:
             yield label, f"an input and an initializer have the name {name!r} but are two values"
-    for node in graph:
+    for node in walk.nodes(graph):
         if node.graph is not graph:
             yield node_label(node), f"it stands in {label} but belongs to another graph"
         for used in node.inputs:
@@ -159,18 +209,14 @@ def _scope(graph: oir.Graph, outer: list[dict[str, oir.Value]], label: str) -> I
             found = next((s[used.name] for s in reversed(outer) if used.name in s), None)
             if used.name in scope or found is not used:
                 yield node_label(node), _unresolved(used, known=used.name in scope or found is not None)
-        for attribute in node.attributes.values():
-            if attribute.type is oir.AttributeType.GRAPH and not attribute.is_ref():
-                yield from _scope(attribute.value, scopes, f"{attribute.name} of {node_label(node)}")
-            elif attribute.type is oir.AttributeType.GRAPHS and not attribute.is_ref():
-                for inner in attribute.value:
-                    yield from _scope(inner, scopes, f"{attribute.name} of {node_label(node)}")
+        for name, inner in walk.inner.get(node, ()):
+            yield from _scope(walk, inner, scopes, f"{name} of {node_label(node)}")
         for output in node.outputs:
             name = output.name or ""
             if not name:
                 if output.uses() or output.is_graph_output():
                     yield node_label(node), f"its output {output.index()} is used but has no name"
-            elif any(name in s for s in scopes):
+            elif name in scope or any(name in s for s in outer):
                 yield node_label(node), f"its output {name!r} has the name of another value"
             scope[name] = output
     for value in graph.outputs:
@@ -189,13 +235,13 @@ def _unresolved(value: oir.Value, *, known: bool) -> str:
     return f"its input {value.name!r} is made by {node_label(producer)}, which does not come before it"
 
 
-def initializers_hold_tensors(model: Model) -> Iterator[Finding]:
+def initializers_hold_tensors(walk: _Walk) -> Iterator[Finding]:
     """Every initializer has a tensor of its declared type and shape; functions have none."""
-    for label, body in _bodies(model):
-        if body is not model.graph and body.initializers:
-            yield label, "it has initializers, which functions cannot hold"
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
+    for place in walk.places:
+        if place.graph is place.body and place.function is not None and place.graph.initializers:
+            yield place.label, "it has initializers, which functions cannot hold"
+    for place in walk.places:
+        for name, value in place.graph.initializers.items():
             tensor = value.const_value
             where = f"initializer {name!r}"
             if tensor is None:
@@ -206,15 +252,12 @@ def initializers_hold_tensors(model: Model) -> Iterator[Finding]:
                 yield where, contradiction
 
 
-def attributes_are_complete(model: Model) -> Iterator[Finding]:
+def attributes_are_complete(walk: _Walk) -> Iterator[Finding]:
     """Attributes have their own name, a type and a value; references name an attribute of their function."""
-    declared: frozenset[str] = frozenset()
-    functions = {function.graph: function for function in model.functions.values()}
-    for graph in model.graphs():
-        if graph in functions:
-            declared = frozenset(functions[graph].attributes)
-        for node in graph:
-            if node.attributes:
+    for place in walk.places:
+        declared = frozenset(() if place.function is None else place.function.attributes)
+        for node in place.nodes:
+            if node.attributes.data:
                 yield from _attributes(node, declared)
 
 
@@ -234,22 +277,21 @@ def _attributes(node: oir.Node, declared: frozenset[str]) -> Iterator[Finding]:
             yield node_label(node), f"its attribute {name!r} is a sparse tensor where a dense one is declared"
 
 
-def functions_do_not_recur(model: Model) -> Iterator[Finding]:
+def functions_do_not_recur(walk: _Walk) -> Iterator[Finding]:
     """No function calls itself, directly or through others."""
-    if not model.functions:
-        return
-    cycle = find_call_cycle(model.functions)
+    functions = walk.model.functions
+    cycle = find_call_cycle(functions) if functions else None
     if cycle:
         path = " -> ".join(f"{domain}::{name}" for domain, name, _ in cycle)
         yield f"function {cycle[0][0]}::{cycle[0][1]}", f"it calls itself ({path})"
 
 
-def shapes_are_possible(model: Model) -> Iterator[Finding]:
+def shapes_are_possible(walk: _Walk) -> Iterator[Finding]:
     """No dim of any value is negative."""
-    for graph in model.graphs():
-        for value in graph.inputs:
+    for place in walk.places:
+        for value in place.graph.inputs:
             yield from _dims(value)
-        for node in graph:
+        for node in place.nodes:
             for value in node.outputs:
                 if value.shape is not None:
                     yield from _dims(value)
@@ -261,7 +303,7 @@ def _dims(value: oir.Value) -> Iterator[Finding]:
             yield f"value {value.name!r}", f"its shape {value.shape} has a negative dim"
 
 
-CHECKS: tuple[Callable[[Model], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[_Walk], Iterator[Finding]], ...] = (
     versions_are_declared,
     operators_are_known,
     names_resolve,
