@@ -107,8 +107,8 @@ _COMMUTATIVE = frozenset({
     "Xor",
 })  # fmt: skip
 
-# Move or pick elements without changing any of them: what comes out was in the first input (or, for Pad, Concat
-# and the Scatter family, in one of the data inputs).
+# Move or pick elements without changing any of them: what comes out was in the first input (or, for Pad,
+# Concat and the Scatter family, in one of the data inputs).
 _DATA_MOVEMENT = frozenset({
     "CenterCropPad", "Compress", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
     "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "ScatterElements", "ScatterND", "Slice",
@@ -169,8 +169,8 @@ def _is_deterministic(node: oir.Node, functions: Functions, active: frozenset[tu
 def may_train(node: oir.Node) -> bool:
     """Return whether a Dropout or BatchNormalization node may run in training mode.
 
-    Dropout-12 reads ``training_mode`` from an input, BatchNormalization-14 from an attribute; the versions that
-    opsets 7 to 11 use know inference only.
+    Dropout-12 reads ``training_mode`` from an input, BatchNormalization-14 from an attribute; the versions
+    that opsets 7 to 11 use know inference only.
     """
     if node.op_type == "BatchNormalization":
         return bool(attribute(node, "training_mode", 0))
