@@ -37,7 +37,8 @@ class GraphoptError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}. {self.hint}" if self.hint else text
+        end = "" if text.endswith((".", "?", "!")) else "."
+        return f"{text}{end} {self.hint}" if self.hint else text
 
 
 def _rebuild(cls: type[GraphoptError], message: str, where: str, hint: str) -> GraphoptError:

@@ -82,6 +82,13 @@ def test_the_failure_comes_again(tmp_path: Path, on_error: OnError, keep_input: 
     assert result.error.message in found.error
 
 
+def test_a_hint_of_the_error_and_the_way_to_repeat_it_are_both_told(tmp_path: Path) -> None:
+    error = fail(tmp_path / "r", "says-unchanged").error
+    assert error is not None
+    assert "Report.changed must tell" in error.hint
+    assert error.hint.endswith(f"`graphopt replay {tmp_path / 'r'}` repeats it.")
+
+
 def test_what_the_folder_holds(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "repro"
     error = fail(folder, "drop-dead,crash").error
