@@ -9,6 +9,7 @@ through the same pipeline has the same fingerprints in every process and every f
 from __future__ import annotations
 
 import hashlib
+import itertools
 import marshal
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ _SMALL_BYTES = 1024
 # marshal is several times faster than repr or json. Format 2 has no back references and no interning flags,
 # so equal values give equal bytes in every process.
 _MARSHAL_FORMAT = 2
+# One call for each node would take longer, one for all of them memory for the whole model.
+_PARTS_AT_ONCE = 1000
 
 _GRAPH_NOTES = (meta.LEFTOVER_INFOS, meta.LEFTOVER_ANNOTATIONS, meta.INFOS_INSIDE)
 _VALUE_NOTES = (meta.DECLARED, meta.QUANTIZATION, meta.EXACT)
@@ -89,9 +92,9 @@ def fingerprint(model: Model) -> str:
     Tensors over 1 KiB count by identity.
     """
     digest = hashlib.blake2b(digest_size=16)
-    walk = _Walk(model.registry)
-    for part in walk.model(model.store):
-        digest.update(marshal.dumps(part, _MARSHAL_FORMAT))  # type: ignore[arg-type]  # as in _digest
+    parts = _Walk(model.registry).model(model.store)
+    while some := list(itertools.islice(parts, _PARTS_AT_ONCE)):
+        digest.update(marshal.dumps(some, _MARSHAL_FORMAT))
     return digest.hexdigest()
 
 
@@ -140,8 +143,7 @@ class _Walk:
         for value in graph.initializers.values():
             tensor = value.const_value
             yield (self.value(value), None if tensor is None else self.tensor(tensor))
-        for node in graph:
-            yield self.node(node)
+        yield from map(self.node, graph)
 
     def node(self, node: oir.Node) -> tuple[object, ...]:
         """Return everything about *node*; its inputs by name only, as a file has them."""
@@ -154,22 +156,24 @@ class _Walk:
             node.doc_string,
             tuple([None if value is None else value.name for value in node.inputs]),
             tuple([self.value(value) for value in node.outputs]),
-            self.attributes(node.attributes) if node.attributes else (),
-            _props(node),
-            _notes(node, (meta.DOMAIN_AS_READ,)),
+            # The dict inside: its wrapper answers in Python, and most nodes have no attributes at all.
+            self.attributes(node.attributes) if node.attributes.data else (),
+            () if meta.is_bare(node) else (_props(node), _notes(node, (meta.DOMAIN_AS_READ,))),
             tuple([_device(device) for device in devices]) if devices else (),
         )
 
-    def value(self, value: oir.Value) -> tuple[object, ...]:
-        """Return what value_info would say about *value*."""
-        type_, shape = value.type, value.shape
+    def value(self, value: oir.Value) -> object:
+        """Return what value_info would say about *value*: its name alone where there is no more to say."""
+        type_, shape, doc = value.type, value.shape, value.doc_string
+        beside = () if meta.is_bare(value) else (_props(value), _notes(value, _VALUE_NOTES))
+        if type_ is None and shape is None and doc is None and not beside:
+            return value.name
         return (
             value.name,
             None if type_ is None else _type(type_),
             None if shape is None else _shape(shape),
-            value.doc_string,
-            _props(value),
-            _notes(value, _VALUE_NOTES),
+            doc,
+            beside,
         )
 
     def tensor(self, tensor: oir.TensorProtocol) -> tuple[object, ...]:

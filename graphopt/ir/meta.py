@@ -52,3 +52,8 @@ def peek_props(thing: Any) -> Mapping[str, str]:  # noqa: ANN401 - as peek_meta
     """Return the metadata properties of *thing*, or an empty mapping where it has none yet."""
     props: Mapping[str, str] | None = getattr(thing, "_metadata_props", _NOTHING)
     return _NOTHING if props is None else props
+
+
+def is_bare(thing: Any) -> bool:  # noqa: ANN401 - as peek_meta
+    """Return whether *thing* has neither notes nor metadata properties, as nearly everything has none."""
+    return not (getattr(thing, "_metadata", None) or getattr(thing, "_metadata_props", None))
