@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as oir
 
 from graphopt.ir import meta
+from graphopt.ir.collector import collector_paused
 from graphopt.ir.tensors import SparseTensor
 
 if TYPE_CHECKING:
@@ -93,8 +94,9 @@ def fingerprint(model: Model) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     parts = _Walk(model.registry).model(model.store)
-    while some := list(itertools.islice(parts, _PARTS_AT_ONCE)):
-        digest.update(marshal.dumps(some, _MARSHAL_FORMAT))
+    with collector_paused():
+        while some := list(itertools.islice(parts, _PARTS_AT_ONCE)):
+            digest.update(marshal.dumps(some, _MARSHAL_FORMAT))
     return digest.hexdigest()
 
 

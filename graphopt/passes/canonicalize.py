@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from graphopt.api import Pass, PassInfo, PassOptions, Report
+from graphopt.ir.collector import collector_paused
 from graphopt.passes.cleanup.facts import Facts
 from graphopt.passes.cleanup.rules import GENERAL, by_operator
 from graphopt.passes.cleanup.workbench import Workbench
@@ -49,7 +50,8 @@ class Canonicalize(Pass):
         freeze = options.freeze_initializers and model.ir_version >= 4
         frozen = _freeze(model) if freeze else 0
         bench = Workbench(model, Facts(model, context))
-        bench.run(by_operator(), GENERAL)
+        with collector_paused():
+            bench.run(by_operator(), GENERAL)
         bench.counts["initializers_frozen"] = frozen
         counts = {key: count for key, count in sorted(bench.counts.items()) if count}
         overridable = () if freeze else _overridable(model)
