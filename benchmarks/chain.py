@@ -18,7 +18,6 @@ exit status is 1 where a limit is missed.
 from __future__ import annotations
 
 import argparse
-import compileall
 import gc
 import json
 import os
@@ -223,6 +222,8 @@ def growth(folder: Path, sizes: list[int], rounds: int) -> dict[str, float]:
 
 def main() -> int:
     """Parse, measure, print, judge."""
+    import compileall
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

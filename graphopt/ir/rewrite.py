@@ -76,7 +76,8 @@ def attribute(node: oir.Node, name: str, default: Any = None) -> Any:  # noqa: A
 
 def has_reference(node: oir.Node) -> bool:
     """Return whether some attribute of *node* refers to an attribute of the enclosing function."""
-    return any(found.is_ref() for found in node.attributes.values())
+    attributes = node.attributes.data  # as in node_graphs
+    return bool(attributes) and any(found.is_ref() for found in attributes.values())
 
 
 def input_at(node: oir.Node, index: int) -> oir.Value | None:
@@ -105,7 +106,8 @@ def constant_array(value: oir.Value | None, limit_bytes: int | None = None) -> n
 
 def node_graphs(node: oir.Node) -> Iterator[oir.Graph]:
     """Yield the bodies of *node* (If, Loop, Scan, ...), not those nested inside them."""
-    for found in node.attributes.values():
+    # The dict inside: its wrapper answers in Python, and most nodes have no attributes at all.
+    for found in node.attributes.data.values():
         if found.is_ref():
             continue
         if found.type == oir.AttributeType.GRAPH:
@@ -340,7 +342,12 @@ def remove_node(node: oir.Node) -> None:
     Raises:
         PassFailed: One of its outputs is still read, or it is in no graph.
     """
-    remove_nodes([node])
+    graph = node.graph
+    if graph is not None and all(map(is_unused, node.outputs)) and not any(True for _ in node_graphs(node)):
+        graph.remove(node)
+        _detach(node)
+    else:
+        remove_nodes([node])
 
 
 def remove_nodes(nodes: Iterable[oir.Node]) -> None:
@@ -351,7 +358,7 @@ def remove_nodes(nodes: Iterable[oir.Node]) -> None:
     """
     doomed = dict.fromkeys(nodes)
     # A reader inside a body of a doomed node goes with it.
-    going = {body for node in doomed if node.attributes for body in _all_bodies(node)}
+    going = {body for node in doomed for body in _all_bodies(node)}
     for node in doomed:
         if node.graph is None:
             raise PassFailed("the node is in no graph", where=f"node {node.name!r}")
@@ -361,10 +368,9 @@ def remove_nodes(nodes: Iterable[oir.Node]) -> None:
                     f"its output {value.name!r} is a graph output",
                     where=f"node {node.name!r} ({node.op_type})",
                 )
-            reader = next(
-                (user for user in value.consumers() if user not in doomed and user.graph not in going), None
-            )
-            if reader is not None:
+            for reader, _index in value.uses():
+                if reader in doomed or reader.graph in going:
+                    continue
                 raise PassFailed(
                     f"its output {value.name!r} is still read by {reader.op_type} {reader.name!r}",
                     where=f"node {node.name!r} ({node.op_type})",
@@ -377,8 +383,9 @@ def remove_nodes(nodes: Iterable[oir.Node]) -> None:
         graph.remove(group)
     for node in doomed:
         _detach(node)
-        for inner in nested_nodes(node):
-            _detach(inner)
+        if node.attributes.data:
+            for inner in nested_nodes(node):
+                _detach(inner)
 
 
 def _all_bodies(node: oir.Node) -> Iterator[oir.Graph]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as oir
 
 from graphopt.ir import rewrite
+from graphopt.ir.meta import peek_props
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +43,12 @@ def shape_bytes(shape: Sequence[int | str | None] | None, dtype: oir.DataType | 
 def node_bytes(node: oir.Node) -> int:
     """Return a lower bound of what *node* takes in a file: its names, tags and attributes."""
     total = 8 + len(node.op_type) + len(node.name or "") + len(node.doc_string or "")
-    total += sum(2 + len(value.name or "") for value in (*node.inputs, *node.outputs) if value is not None)
-    total += sum(4 + len(key) + len(text) for key, text in node.metadata_props.items())
-    for attribute in node.attributes.values():
+    for value in (*node.inputs, *node.outputs):
+        if value is not None:
+            total += 2 + len(value.name or "")
+    for key, text in peek_props(node).items():
+        total += 4 + len(key) + len(text)
+    for attribute in node.attributes.data.values():  # the dict inside: its wrapper answers in Python
         total += 8 + len(attribute.name)
         if attribute.is_ref():
             continue
