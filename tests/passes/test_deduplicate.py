@@ -269,3 +269,23 @@ def test_result_does_not_depend_on_hash_order() -> None:
         Deduplicate().run(model, Deduplicate.Options(), context=None)  # type: ignore[arg-type]  # it asks for nothing
         texts.add(emit(model).SerializeToString(deterministic=True))
     assert len(texts) == 1
+
+
+def test_a_body_that_hides_what_it_could_share() -> None:
+    """The state ``n`` of the loop is not the outer ``n``, although both are read in the body afterwards."""
+    before = parse("""
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[2] x) => (float[2] y)
+    <int64 trips = {3}>
+    {
+        n = Neg (x)
+        y = Loop <body = b (int64 i, bool go, float[2] n) => (bool more, float[2] o) {
+            more = Identity (go)
+            m = Neg (x)
+            o = Sub (n, m)
+        }> (trips, , n)
+    }
+    """)
+    after, _ = apply(Deduplicate(), before)
+    assert op_types(after).count("Neg") == 1
+    assert_same_function(before, after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import ChainMap, Counter
 from typing import TYPE_CHECKING
 
-from graphopt.ir import rewrite, semantics, tensors
+from graphopt.ir import rewrite, scopes, semantics, tensors
 from graphopt.ir.meta import peek_props
 from graphopt.passes.cleanup import content
 from graphopt.passes.cleanup.annotations import annotated_names
@@ -41,6 +41,8 @@ class Sharing:
         self.counts: Counter[str] = Counter()
         self._skips: dict[tuple[str, str], None] = {}
         self._deterministic: dict[tuple[str, str, str], bool] = {}
+        if renamed := scopes.unshadow(model):
+            self.counts["renamed_hiding_values"] += renamed
 
     @property
     def skips(self) -> tuple[tuple[str, str], ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as oir
 
-from graphopt.ir import rewrite, semantics
+from graphopt.ir import rewrite, scopes, semantics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -52,6 +52,8 @@ class Workbench:
 
     def run(self, rules: Mapping[str, tuple[Rule, ...]], general: tuple[Rule, ...] = ()) -> None:
         """Apply *rules*, by operator of the default domain, and *general* ones to inputs and outputs."""
+        if renamed := scopes.unshadow(self.model):
+            self.counts["renamed_hiding_values"] += renamed
         self.enqueue(self.model.nodes())
         while self._queue:
             node = self._queue.popleft()
