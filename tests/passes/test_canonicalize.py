@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.ir.emit import emit
 from graphopt.ir.lower import lower
 from graphopt.passes.canonicalize import Canonicalize
 from tests.passes.canonicalize_cases import DROPPED
@@ -278,3 +279,36 @@ def test_custom_operators_are_left_alone() -> None:
     )
     _, report = apply(Canonicalize(), before)
     assert not report.changed
+
+
+def test_constants_keep_their_quantization_annotation() -> None:
+    before = model_text("g (float[2] x) => (float[2] y) { c = Constant <value = float[2] {1, 2}> ()"
+                        " y = Mul (x, c) }")  # fmt: skip
+    before.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "s"))
+    annotation = before.graph.quantization_annotation.add(tensor_name="c")
+    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="s")
+    after, _ = apply(Canonicalize(), before)
+    assert op_types(after) == ["Mul"]
+    assert emit(after).graph.quantization_annotation == before.graph.quantization_annotation
+
+
+def test_a_state_called_like_an_outer_value() -> None:
+    """The body's ``a`` hides the outer one, which dropping both Neg would make it read."""
+    before = model_text("""
+    g (float[2] x) => (float[2] y)
+    <int64 trips = {3}>
+    {
+        a = Abs (x)
+        t = Neg (a)
+        y = Loop <body = b (int64 i, bool go, float[2] a) => (bool more, float[2] o) {
+            more = Identity (go)
+            u = Neg (t)
+            o = Add (u, a)
+        }> (trips, , x)
+    }
+    """)
+    after, _ = apply(Canonicalize(), before)
+    assert op_types(after) == ["Abs", "Loop", "Identity", "Add"]
+    assert_same_function(before, after)
+    _, again = apply(Canonicalize(), after)
+    assert not again.changed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as oir
 
 from graphopt.ir import rewrite, tensors
+from graphopt.ir.meta import QUANTIZATION, peek_meta
 
 if TYPE_CHECKING:
     from graphopt.passes.cleanup.workbench import Workbench
@@ -36,6 +37,8 @@ def constant_to_initializer(bench: Workbench, node: oir.Node) -> bool:
         const_value=tensor,
         metadata_props=dict(output.metadata_props) or None,
     )
+    if QUANTIZATION in peek_meta(output):
+        value.meta[QUANTIZATION] = output.meta[QUANTIZATION]
     # The initializer carries the name from here on; the removed output must not share it.
     for reader, index in output.uses():
         reader.replace_input_with(index, value)
