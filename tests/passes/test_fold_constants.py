@@ -623,3 +623,20 @@ def test_every_opset(opset: int) -> None:
     after, _ = apply(PASS, before)
     assert op_types(after) == ["Add"]
     assert_same_function(before, after)
+
+
+@pytest.mark.parametrize(("start", "end"), [(-10, -20), (-6, -7), (10, -20), (-1, -6), (3, -10)])
+@pytest.mark.parametrize("step", [-1, -2])
+def test_slices_backwards_clamp_as_onnx_does(start: int, end: int, step: int) -> None:
+    """A start in front of the first element means the first, where Python's slices take nothing."""
+    nodes = [
+        helper.make_node("Slice", ["c", "start", "end", "axis", "step"], ["k"]),
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Add", ["k", "s"], ["y"]),
+    ]
+    bounds = {"start": int64(start), "end": int64(end), "axis": int64(0), "step": int64(step)}
+    constants = {"c": np.arange(5, dtype=np.float32), **bounds}
+    before = build(nodes, {"x": (1, [2])}, {"y": (1, ["k"])}, constants)
+    after, _ = apply(PASS, before)
+    assert "Slice" not in op_types(after)
+    assert_same_function(before, after)

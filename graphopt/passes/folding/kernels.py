@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as oir
 
 from graphopt.ir import rewrite
+from graphopt.ir.inference.rules import slice_positions
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -80,11 +81,6 @@ def slices_of(
     axes = list(range(len(starts))) if axes is None else [axis + rank if axis < 0 else axis for axis in axes]
     steps = [1] * len(starts) if steps is None else steps
     return list(zip(axes, starts, ends, steps, strict=True))
-
-
-def clamp_slice(size: int, start: int, end: int, step: int) -> tuple[int, int, int]:
-    """Return what ``range`` takes to enumerate the elements that an ONNX slice keeps of *size*."""
-    return slice(start, max(end, -(2**62)), step).indices(size)
 
 
 def _need(array: Array | None) -> Array:
@@ -263,8 +259,8 @@ def _slice(node: oir.Node, _opset: int, inputs: Sequence[Array | None]) -> Array
     if parts is None:
         return None
     for axis, start, end, step in parts:
-        positions = np.arange(*clamp_slice(array.shape[axis], start, end, step))
-        array = np.take(array, positions, axis=axis)
+        positions = slice_positions(array.shape[axis], start, end, step)
+        array = np.take(array, np.array(positions, np.int64), axis=axis)
     return array
 
 
