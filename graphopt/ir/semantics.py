@@ -169,11 +169,12 @@ def _is_deterministic(node: oir.Node, functions: Functions, active: frozenset[tu
 def may_train(node: oir.Node) -> bool:
     """Return whether a Dropout or BatchNormalization node may run in training mode.
 
-    Dropout-12 reads ``training_mode`` from an input, BatchNormalization-14 from an attribute; the versions
-    that opsets 7 to 11 use know inference only.
+    Dropout-12 reads ``training_mode`` from an input, BatchNormalization-14 from an attribute; Dropout-7 and
+    -10 know inference only. BatchNormalization before version 14 trains where it lists more than one output,
+    whether anything reads the others or not; since then more than one come with the attribute.
     """
     if node.op_type == "BatchNormalization":
-        return bool(attribute(node, "training_mode", 0))
+        return len(node.outputs) > 1 or bool(attribute(node, "training_mode", 0))
     mode = input_at(node, 2)
     if mode is None:
         return False

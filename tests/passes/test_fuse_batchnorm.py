@@ -475,3 +475,18 @@ def test_output_name_and_metadata_survive() -> None:
     assert after.graph.node(0).metadata_props["scope"] == "model/bn1"
     assert emit(after).graph.node[0].name == "conv"
     assert emit(after).graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_further_outputs_mean_training_before_opset_14(opset: int) -> None:
+    """Read or not: the runtime normalises by the batch then."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), batchnorm("c", "y")]
+    nodes[1].output.extend(["mean", "var", "saved_mean", "saved_var"])
+    constants = {"w": normal(6, 4, 3, 3), **statistics(6)}
+    before = build(
+        nodes, {"x": (1, [2, 4, 5, 5])}, {"y": (1, [2, 6, 3, 3])}, constants, opset=opset, ir_version=6
+    )
+    after, report = apply(PASS, before)
+    assert not report.changed
+    assert "training" in report.skipped[0][1]
+    assert_same_function(before, after)

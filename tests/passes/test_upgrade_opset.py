@@ -307,6 +307,13 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_batchnorm_that_trains_by_its_outputs() -> None:
+    proto = one_node("BatchNormalization", 9, [2, 3, 4], *[np.ones(3, np.float32)] * 4)
+    proto.graph.node[0].output.extend(["mean", "var", "saved_mean", "saved_var"])
+    with pytest.raises(UnsupportedModelError, match="training"):
+        apply(UpgradeOpset(), proto, to=14)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_written_anew_is_refused_by_name(name: str) -> None:
     proto, to, reason = REFUSED[name]
