@@ -581,3 +581,15 @@ def test_asset_models(assets: Path, name: str, dims: dict[str, int]) -> None:
     shapes, values = infer_shapes(model), named(model)
     assert not shapes.errors
     check_claims(shapes, values, run_all(proto, random_feeds(proto, dims=dims)))
+
+
+def test_a_cast_of_what_is_not_finite_says_nothing() -> None:
+    """What the runtime makes of it is the processor's."""
+    proto = parse("""
+    <ir_version: 10, opset_import: ["" : 21]>
+    g () => (int64[3] y) <float[3] c = {0, 0, 2}> { y = Cast <to = 7> (c) }
+    """)
+    odd = np.array([np.inf, np.nan, 2], np.float32)
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(odd, "c"))
+    model = lower(proto)
+    assert infer_shapes(model).known(named(model)["y"]) == (None, None, 2)

@@ -96,10 +96,13 @@ def _cast_item(item: Item, dtype: int, call: Call) -> Item:
         # Sizes fit 32 bits wherever a tensor of that size fits memory; as float they lose their exactness.
         return item if dtype in {6, 7, 12, 13} and call.symbols.is_non_negative(item) else None
     if dtype in FLOATS:
-        array = np.asarray(item).astype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+        with np.errstate(all="ignore"):
+            array = np.asarray(item).astype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
         return _number(array, dtype)
     if dtype in INTEGERS or dtype == BOOL:
         if dtype != BOOL and isinstance(item, float):
+            if not math.isfinite(item):
+                return None
             item = math.trunc(item)
         return _number(item, dtype)
     return None
