@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from graphopt.api import Gate, GateResult, PassOptions
-from graphopt.errors import DataError
+from graphopt.errors import DataError, GateFailed, InvalidModelError, ProviderError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -56,18 +56,23 @@ class NumericGate(Gate):
         """Return the worst number over all outputs, feeds and levels of the runtime's optimizer.
 
         Raises:
+            GateFailed: The runtime takes the original and refuses the other.
             DataError: The data cannot be read or does not fit.
-            ProviderError: The runtime refuses a model.
+            ProviderError: The runtime refuses the original.
             WorkerError: The runtime crashed.
         """
         from graphopt.runtime.validate import validate_models
 
         options = self.options
-        with _as_files(original, candidate) as (before, after):
+        feeds = _feeds(original, context, options.feeds, options.data)
+        with (
+            _as_files(original, candidate) as (before, after),
+            _blamed(before, feeds, context),
+        ):
             validation = validate_models(
                 before,
                 after,
-                _feeds(original, context, options.feeds, options.data),
+                feeds,
                 provider=_provider(context),
                 min_sqnr_db=options.min_sqnr_db,
                 max_abs=options.max_abs,
@@ -122,14 +127,18 @@ class LatencyGate(Gate):
         """Return the measured ratio; an A/A pair beside it tells in the note how far it can be trusted.
 
         Raises:
+            GateFailed: The runtime takes the original and refuses the other.
             DataError: The data cannot be read or does not fit.
-            ProviderError: The runtime refuses a model.
+            ProviderError: The runtime refuses the original.
             WorkerError: The runtime crashed.
         """
         from graphopt.runtime.latency import measure_latency
 
         feed = next(iter(_feeds(original, context, 1, self.options.data)))
-        with _as_files(original, candidate) as (before, after):
+        with (
+            _as_files(original, candidate) as (before, after),
+            _blamed(before, [feed], context),
+        ):
             latency = measure_latency(before, after, feed, _provider(context))
         limit = self.options.max_ratio
         note = f"two runs of the original differ by a ratio of {latency.noise_ratio:.3f}"
@@ -150,6 +159,21 @@ def _as_files(original: Model, candidate: Model) -> Iterator[tuple[Path, Path]]:
             folder.mkdir()
             paths.append(emit_for_runtime(model, folder))
         yield paths[0], paths[1]
+
+
+@contextmanager
+def _blamed(original: Path, feeds: Iterable[Feeds], context: Context) -> Iterator[None]:
+    """Make a refusal of what cannot be executed although *original* can."""
+    from graphopt.pipeline.validation import why_not_executable
+
+    try:
+        yield
+    except (ProviderError, DataError, InvalidModelError) as error:
+        if why_not_executable(original, feeds, provider=_provider(context), dims=context.dims) is not None:
+            raise
+        raise GateFailed(
+            f"the original runs, the result does not: {error.message}", hint=error.hint
+        ) from error
 
 
 def _provider(context: Context) -> str:

@@ -14,7 +14,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.errors import DataError, GateFailed, GraphoptError, ProviderError, WorkerError
+from graphopt.errors import DataError, GateFailed, GraphoptError, InvalidModelError, ProviderError
 from graphopt.pipeline import facts
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.request import Outcome, Pipeline, Result, RunRequest
@@ -354,7 +354,10 @@ class _Run:
     def _compare(
         self, original: Path, written: Path, feeds: Iterable[Feeds], provider: str
     ) -> ValidationRecord | None:
-        """Compare on one provider; None, with a warning, where the original itself cannot be run."""
+        """Compare on one provider; None, with a warning, where the original itself cannot be run.
+
+        A child that crashes or runs out of time is an error of its own, whichever model it was at.
+        """
         self.watch.stage(f"validating on {provider}")
         try:
             record, warnings = compare_files(
@@ -365,7 +368,7 @@ class _Run:
                 dims=self.request.dims,
                 on_progress=self.watch.progress,
             )
-        except (ProviderError, DataError, WorkerError) as error:
+        except (ProviderError, DataError, InvalidModelError) as error:
             blame = why_not_executable(original, feeds, provider=provider, dims=self.request.dims)
             if blame is None:
                 raise GateFailed(

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from graphopt.errors import DataError, GateFailed, OptionError, PathError
+from graphopt.errors import DataError, GateFailed, InvalidModelError, OptionError, PathError
 from graphopt.ir.emit import emit, save
 from graphopt.ir.tensors import from_array
 from graphopt.pipeline.manager import Manager
@@ -90,6 +90,20 @@ def test_a_changed_signature_is_refused() -> None:
     results = judge("numeric", candidate)
     assert [result.name for result in results if not result.passed] == ["problems"]
     assert "'y'" in results[-1].note
+
+
+@pytest.mark.parametrize("gate", ["numeric", "latency"])
+def test_what_the_runtime_refuses_is_refused(gate: str) -> None:
+    candidate = with_weight(WEIGHT[:3])  # the verifier reads no shapes; the runtime does
+    with pytest.raises(GateFailed, match="the original runs, the result does not"):
+        judge(gate, candidate)
+
+
+@pytest.mark.parametrize("gate", ["numeric", "latency"])
+def test_an_original_that_does_not_run_is_no_fault_of_the_step(gate: str) -> None:
+    original = with_weight(WEIGHT[:3])
+    with pytest.raises(InvalidModelError):
+        judge(gate, tiny(), original)
 
 
 def test_size_counts_all_files(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""What a run makes of a result that cannot be executed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from graphopt.errors import GateFailed, WorkerError
+from graphopt.pipeline import run as module
+from graphopt.pipeline.run import run
+from tests.pipeline.kit import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CUT = """
+from graphopt.api import Pass, PassInfo, Report
+from graphopt.hookspecs import hookimpl
+from graphopt.ir.tensors import from_array
+
+
+class Cut(Pass):
+    info = PassInfo(name="cut", summary="make weights that fit no input")
+
+    def run(self, model, options, context):
+        weight = model.graph.initializers["w"]
+        weight.const_value = from_array(weight.const_value.numpy()[:3], "w")
+        weight.shape = weight.const_value.shape
+        return Report(changed=True)
+
+
+@hookimpl
+def graphopt_register_passes():
+    return {"cut": Cut}
+"""
+
+
+def test_a_result_that_the_runtime_finds_invalid_fails_the_validation(tmp_path: Path) -> None:
+    plugin = tmp_path / "cut.py"
+    plugin.write_text(CUT, encoding="utf-8")
+    with pytest.raises(GateFailed, match="the original runs, the result does not") as caught:
+        run(tiny(), "cut", out=tmp_path / "o.onnx", local_plugins=plugin)
+    assert caught.value.where == "validation on cpu"
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_a_crash_while_validating_is_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def crash(*_: object, **__: object) -> NoReturn:
+        raise WorkerError("the child process crashed (signal SIGSEGV)")
+
+    monkeypatch.setattr(module, "compare_files", crash)
+    with pytest.raises(WorkerError, match="SIGSEGV"):
+        run(tiny(), "canonicalize", out=tmp_path / "o.onnx", validate=True)
+    assert not list(tmp_path.iterdir())
