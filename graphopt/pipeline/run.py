@@ -12,10 +12,18 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from graphopt.errors import DataError, GateFailed, GraphoptError, InvalidModelError, ProviderError
+from graphopt.errors import (
+    DataError,
+    GateFailed,
+    GraphoptError,
+    InvalidModelError,
+    OptionError,
+    ProviderError,
+)
 from graphopt.pipeline import facts
+from graphopt.pipeline.manager import OnError
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.request import Outcome, Pipeline, Result, RunRequest
 from graphopt.pipeline.text import Step, parse, to_text
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
 
     from graphopt.api import Gate, Instrument
     from graphopt.ir import ExternalData, Model
-    from graphopt.pipeline.manager import Manager, ManagerResult, OnError
+    from graphopt.pipeline.manager import Manager, ManagerResult
     from graphopt.pipeline.plan import Plan
     from graphopt.pipeline.plugins import Registry
     from graphopt.runtime.session import Feeds
@@ -156,6 +164,7 @@ class _Run:
         from graphopt.targets import load_target
 
         request, record = self.request, self.record
+        _check_settings(request)
         steps, gate_steps = _steps_of(request.pipeline)
         record.pipeline = to_text(steps)
         registry = self._plugins()
@@ -181,6 +190,8 @@ class _Run:
         self.outcome.reproducer = result.reproducer
         if result.model is None:
             return
+        if result.model is request.model:  # no step was committed; editing the result must not edit the input
+            result.model = result.model.clone()
         self.outcome.model = result.model
         self._finish(result, plan, gates, feeds, registry, target)
 
@@ -421,6 +432,16 @@ class _Run:
             )
         except (GraphoptError, OSError) as problem:
             self.record.warnings.append(f"no reproducer could be written: {problem}")
+
+
+def _check_settings(request: RunRequest) -> None:
+    """Refuse what the command line refuses before there is a request."""
+    if request.on_error not in get_args(OnError):
+        raise OptionError(
+            f"expected one of {', '.join(get_args(OnError))}, got {request.on_error!r}", where="on_error"
+        )
+    if request.seed < 0:
+        raise OptionError(f"expected a number from 0, got {request.seed}", where="seed")
 
 
 def _steps_of(pipeline: Pipeline) -> tuple[tuple[Step, ...], tuple[Step, ...]]:

@@ -1,12 +1,13 @@
-"""What a run makes of a result that cannot be executed."""
+"""What a run makes of odd requests and of a result that cannot be executed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from graphopt.errors import GateFailed, WorkerError
+from graphopt.errors import GateFailed, OptionError, WorkerError
+from graphopt.ir.emit import emit
 from graphopt.pipeline import run as module
 from graphopt.pipeline.run import run
 from tests.pipeline.kit import tiny
@@ -53,3 +54,21 @@ def test_a_crash_while_validating_is_a_crash(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(WorkerError, match="SIGSEGV"):
         run(tiny(), "canonicalize", out=tmp_path / "o.onnx", validate=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pipeline", ["", "deduplicate", "canonicalize,eliminate-dead"])
+def test_the_result_is_never_the_input_itself(pipeline: str) -> None:
+    model = tiny()
+    before = emit(model)
+    result = run(model, pipeline)
+    result.model.graph.doc_string = "mine"
+    assert result.model is not model
+    assert emit(model) == before
+
+
+@pytest.mark.parametrize("settings", [{"seed": -1}, {"on_error": "ignore"}])
+def test_settings_that_mean_nothing(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(OptionError) as caught:
+        run(tiny(), "canonicalize", **settings)
+    assert caught.value.where == name
