@@ -95,7 +95,7 @@ def test_validate_tells_equal_from_different(graphopt: CommandLine, model: Path,
     different = graphopt("validate", model, other, "--json")
     assert (different.code, different.document["status"]) == (1, "gate_failed")
     assert graphopt("validate", model, other, "--max-abs", "1000").code == 0
-    assert graphopt("validate", model, model, "--max-latency-ratio", "0.01").code == 1
+    assert graphopt("validate", model, model, "--max-latency-ratio", "0.000001").code == 1
 
 
 def test_inspect_counts_what_is_there(graphopt: CommandLine, model: Path) -> None:

@@ -81,6 +81,7 @@ def test_zoo(assets: Path, tmp_path: Path) -> None:
         check(corpora.zoo_model(assets, name), tmp_path, write=False)
 
 
+@pytest.mark.slow
 def test_node_models(tmp_path: Path) -> None:
     paths = corpora.node_models()
     assert len(paths) == 1282

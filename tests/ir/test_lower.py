@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,6 +158,7 @@ def test_subgraph_value_may_shadow_an_input_of_a_body() -> None:
     assert not same_model(proto, emit(made.clone()))
 
 
+@pytest.mark.slow
 def test_what_the_checker_accepts_loads(tmp_path: Path) -> None:
     accepted = 0
     for path in corpora.node_models():
@@ -334,29 +333,3 @@ def test_random_graphs_come_back(graph: onnx.GraphProto, props: dict[str, str]) 
     assert written(clone) == written(made)
     assert fingerprint(clone) == fingerprint(made)
     assert fingerprint(lower(proto)) == fingerprint(made)
-
-
-# Speed
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.gettrace() is not None, reason="times mean nothing under a tracer")
-def test_speed_a_node() -> None:
-    count = 20_000
-    nodes = []
-    for k in range(count):
-        attributes: dict[str, Any] = {} if k % 2 else {"to": TensorProto.FLOAT}
-        inputs = [f"v{k}"] * (1 + k % 2)
-        nodes.append(
-            helper.make_node("Add" if k % 2 else "Cast", inputs, [f"v{k + 1}"], f"n{k}", **attributes)
-        )
-    infos = [info(f"v{k}") for k in range(1, count)]
-    proto = model(helper.make_graph(nodes, "g", [info("v0")], [info(f"v{count}")], value_info=infos))
-    made = lower(proto)
-    for work in (lambda: lower(proto), lambda: emit(made), made.clone):
-        best = float("inf")
-        for _ in range(3):
-            start = time.process_time()
-            work()
-            best = min(best, time.process_time() - start)
-        assert best / count < 50e-6

@@ -154,8 +154,11 @@ def test_the_same_nonfinite_pattern_leaves_the_rest_to_compare() -> None:
     b = np.array([math.nan, math.inf, -math.inf, 3.0, 4.5])
     result = compare((a, b))
     assert result.nonfinite == 0
+    assert result.both_nonfinite == 3
     assert result.sqnr_db == pytest.approx(20.0)
     assert compare((a, a)).exact
+    assert judge(compare((a, a))).passed
+    assert judge(compare((a, a))).note == "3 elements are NaN or infinite in both"
 
 
 def test_infinity_of_the_other_sign_is_a_difference() -> None:
