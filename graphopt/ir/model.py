@@ -7,7 +7,6 @@ model, clones that never share mutable weights, and a memory of where the model 
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,9 +89,9 @@ class Model:
 
     def graphs(self) -> Iterator[oir.Graph]:
         """Yield the main graph, its subgraphs at every depth, then each function body with its subgraphs."""
-        yield from _with_subgraphs(self.store.graph)
+        yield from with_subgraphs(self.store.graph)
         for function in self.store.functions.values():
-            yield from _with_subgraphs(function.graph)
+            yield from with_subgraphs(function.graph)
 
     def nodes(self) -> Iterator[oir.Node]:
         """Yield every node of every graph of :meth:`graphs`, each graph in its own order."""
@@ -113,7 +112,7 @@ class Model:
         outer ones and must not redefine them.
         """
         if self._names is None:
-            self._names = set(self._all_names())
+            self._names = self._all_names()
         if hint and hint not in self._names:
             self._names.add(hint)
             return hint
@@ -130,18 +129,23 @@ class Model:
         self._names = None
         self._numbers.clear()
 
-    def _all_names(self) -> Iterator[str]:
+    def _all_names(self) -> set[str]:
+        names: set[str | None] = set()
         for graph in self.graphs():
-            for value in itertools.chain(graph.inputs, graph.outputs):
-                yield value.name or ""
-            yield from graph.initializers
+            names.update(value.name for value in (*graph.inputs, *graph.outputs))
+            names.update(graph.initializers)
             for node in graph:
-                yield node.name or ""
-                for value in itertools.chain((v for v in node.inputs if v is not None), node.outputs):
-                    yield value.name or ""
+                names.add(node.name)
+                for value in node.outputs:
+                    names.add(value.name)
+                for used in node.inputs:
+                    if used is not None:
+                        names.add(used.name)
+        return {name for name in names if name}
 
 
-def _with_subgraphs(graph: oir.Graph) -> Iterator[oir.Graph]:
+def with_subgraphs(graph: oir.Graph) -> Iterator[oir.Graph]:
+    """Yield *graph* and its subgraphs at every depth, in the order of :meth:`Model.graphs`."""
     # onnx-ir's walk builds lists for every node and is five times slower.
     from onnx_ir import AttributeType
 
@@ -152,7 +156,7 @@ def _with_subgraphs(graph: oir.Graph) -> Iterator[oir.Graph]:
             if attribute.is_ref():
                 continue
             if attribute.type is AttributeType.GRAPH:
-                yield from _with_subgraphs(attribute.value)
+                yield from with_subgraphs(attribute.value)
             elif attribute.type is AttributeType.GRAPHS:
                 for inner in attribute.value:
-                    yield from _with_subgraphs(inner)
+                    yield from with_subgraphs(inner)

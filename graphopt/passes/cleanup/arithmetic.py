@@ -53,18 +53,10 @@ def drop_neutral(bench: Workbench, node: oir.Node) -> bool:
 
 
 # What these make of a constant whose elements are all the same holds that element only.
-_SPREADING = (
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Squeeze",
-    "Tile",
-    "Transpose",
+_SPREADING = frozenset({
+    "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose",
     "Unsqueeze",
-)
+})  # fmt: skip
 _SPREADING_STEPS = 8
 
 
@@ -73,7 +65,7 @@ def _spread_from(value: oir.Value) -> oir.Value | None:
     found: oir.Value | None = value
     for _ in range(_SPREADING_STEPS):
         node = None if found is None else found.producer()
-        if node is None or not is_op(node, *_SPREADING):
+        if node is None or node.op_type not in _SPREADING or not is_op(node, node.op_type):
             break
         found = input_at(node, 0)
     return found

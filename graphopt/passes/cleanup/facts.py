@@ -138,7 +138,11 @@ class Facts:
             if index < len(node.inputs) and (source := node.inputs[index]) is not None
         ]
         for source in candidates:
-            if self._dtypes.get(source) is not None or self._stated_dtype(source) is not None:
+            if self._dtypes.get(source) is not None:
+                return source
+            stated = self._stated_dtype(source)
+            if stated is not None:
+                self._dtypes[source] = stated
                 return source
         return candidates[0] if candidates else None
 

@@ -31,12 +31,14 @@ class Cut:
         removed: Nodes that go, in reverse topological order.
         grown_bytes: By how much the values that grow exceed what they free.
         skipped: Why a foldable node stays.
+        saved_bytes: By how much the file becomes smaller; negative where it grows.
     """
 
     stored: dict[oir.Value, None] = field(default_factory=dict)
     removed: dict[oir.Node, None] = field(default_factory=dict)
     grown_bytes: int = 0
     skipped: dict[oir.Node, str] = field(default_factory=dict)
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,13 @@ def choose(sweep: Sweep, allowance: Allowance) -> Cut:
     """
     generous = _components_that_shrink(sweep)
     first = _choose(sweep, generous, replace(allowance, saved_bytes=0))
-    saved = allowance.saved_bytes + max(0, balance_bytes(sweep, first))
+    saved = allowance.saved_bytes + max(0, first.saved_bytes)
     return (
         _choose(sweep, generous, replace(allowance, saved_bytes=saved)) if first.skipped and saved else first
     )
 
 
-def balance_bytes(sweep: Sweep, cut: Cut) -> int:
+def _balance_bytes(sweep: Sweep, cut: Cut) -> int:
     """Return by how many bytes *cut* makes the file smaller; negative where it grows."""
     total = -(_cost(sweep, list(cut.stored)) or 0)
     sources: dict[oir.Value, None] = {}
@@ -115,6 +117,7 @@ def _choose(sweep: Sweep, generous: set[oir.Node], allowance: Allowance) -> Cut:
             cut.grown_bytes += max(0, growth)
         cut.removed[node] = None
         cut.stored.update(dict.fromkeys(needed))
+    cut.saved_bytes = _balance_bytes(sweep, cut)
     return cut
 
 

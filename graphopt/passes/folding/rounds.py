@@ -14,7 +14,7 @@ from graphopt.ir.meta import QUANTIZATION, peek_meta, peek_props
 from graphopt.ir.shapes import Shapes, infer_shapes
 from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.folding.branches import inline_constant_branches
-from graphopt.passes.folding.cut import Allowance, Cut, balance_bytes, choose
+from graphopt.passes.folding.cut import Allowance, Cut, choose
 from graphopt.passes.folding.region import evaluate_region
 from graphopt.passes.folding.sweep import Sweep
 from graphopt.passes.folding.targets import simplify_targets
@@ -60,7 +60,7 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
             sweep.run()
             allowance = Allowance(budget_bytes + min(0, saved_bytes), max(0, saved_bytes), free_bytes)
             cut = _choose(sweep, allowance)
-            saved_bytes += balance_bytes(sweep, cut) if cut.stored else 0
+            saved_bytes += cut.saved_bytes if cut.stored else 0
             decided = any(rewrite.is_op(user, "If") for value in cut.stored for user in value.consumers())
             _store(model, sweep, cut, shared, annotated, counts)
             simplified = simplify_targets(model, sweep.shapes()) if sweep.derived else []
@@ -177,7 +177,7 @@ def _become_constant(model: Model, graph: oir.Graph, old: oir.Value, array: Arra
     """Put a constant of the same name, or an equal one, in the place of *old*."""
     key = None
     if array.nbytes <= _FREE_BYTES and array.dtype.kind != "O" and QUANTIZATION not in peek_meta(old):
-        key = (graph, str(array.dtype), array.shape, array.tobytes())
+        key = (graph, array.dtype.str, array.shape, array.tobytes())
         twin = shared.get(key)
         if twin is not None and twin.graph is graph:
             for user, index in old.uses():

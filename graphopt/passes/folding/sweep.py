@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as oir
 
 from graphopt.ir import rewrite, semantics, tensors
+from graphopt.ir.model import with_subgraphs
 from graphopt.passes.folding import kernels, sizes
 from graphopt.passes.folding.region import evaluate_region
 
@@ -94,7 +95,7 @@ class Sweep:
     def bytes_of(self, value: oir.Value) -> int | None:
         """Return the size of a constant or foldable value, or None where unknown."""
         if (array := self.arrays.get(value)) is not None:
-            return sizes.shape_bytes(array.shape, _dtype_of(array))
+            return _bytes_of(array)
         if value in self.output_bytes:
             return self.output_bytes[value]
         tensor = self.tensor_of(value)
@@ -183,7 +184,7 @@ class Sweep:
         reason = sizes.compressed(
             node,
             [None if array is None else array.nbytes for array in inputs],
-            sizes.shape_bytes(outputs[0].shape, _dtype_of(outputs[0])),
+            _bytes_of(outputs[0]),
             is_float=_dtype_of(outputs[0]).is_floating_point(),
         )
         if reason:
@@ -303,12 +304,11 @@ def known_array(shapes: Shapes, value: oir.Value) -> Array | None:
 
 def _graphs_with_opsets(model: Model) -> list[tuple[oir.Graph, dict[str, int]]]:
     """Return every graph with the operator sets that its nodes are of, in the order of ``Model.graphs``."""
-    main = dict(model.graph.opset_imports)
-    found = [(graph, main) for graph in (model.graph, *model.graph.subgraphs())]
-    for function in model.functions.values():
-        own = dict(function.opset_imports)
-        found.extend((graph, own) for graph in (function.graph, *function.subgraphs()))
-    return [(graph, _normalized(opsets)) for graph, opsets in found]
+    found: list[tuple[oir.Graph, dict[str, int]]] = []
+    for body in (model.graph, *(function.graph for function in model.functions.values())):
+        opsets = _normalized(dict(body.opset_imports))
+        found.extend((graph, opsets) for graph in with_subgraphs(body))
+    return found
 
 
 def _normalized(opsets: dict[str, int]) -> dict[str, int]:
@@ -319,6 +319,13 @@ def _normalized(opsets: dict[str, int]) -> dict[str, int]:
 
 def _dtype_of(array: Array) -> oir.DataType:
     return oir.DataType.STRING if array.dtype.kind in "OSU" else oir.DataType.from_numpy(array.dtype)
+
+
+def _bytes_of(array: Array) -> int | None:
+    """Return how many bytes *array* takes in a file."""
+    if array.dtype.isbuiltin == 1 and array.dtype.kind in "biufc":
+        return array.nbytes
+    return sizes.shape_bytes(array.shape, _dtype_of(array))  # text, and types that a file packs
 
 
 def _casts_to_float(node: oir.Node) -> bool:
