@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from graphopt.pipeline.request import Watch
     from graphopt.record import RunRecord
 
-PIPELINE = "canonicalize,fold-constants,fuse-batchnorm,deduplicate,eliminate-dead"
+PIPELINE = "canonicalize,fold-constants,fuse-batchnorm,canonicalize,deduplicate,eliminate-dead"
 """The best pipeline so far."""
 
 TITLE = "Digit classifier, a CNN of widths 64 and 96 trained on 8x8 images"
