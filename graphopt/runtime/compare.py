@@ -43,6 +43,7 @@ class OutputComparison:
             for outputs without rows of at least two.
         equal_ratio: Fraction of equal elements.
         nonfinite: Elements where one is NaN or infinite and the other is not the same.
+        both_nonfinite: Elements that are the same NaN or infinity in both.
         constant: Whether the candidate has one value over all feeds and the reference has not.
         evidence: Whether the reference varies; without it, agreement proves nothing.
         discrete: Whether it is compared exactly: integers, bools and strings.
@@ -64,6 +65,7 @@ class OutputComparison:
     discrete: bool
     elements: int
     mismatch: str = ""
+    both_nonfinite: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def judge(
     if failure:
         return Judgement(passed=False, note=failure)
     if comparison.evidence:
-        return Judgement(passed=True, note="")
+        count = comparison.both_nonfinite
+        return Judgement(passed=True, note=f"{count} elements are NaN or infinite in both" if count else "")
     reason = "no elements" if not comparison.elements else "constant over all feeds in both models"
     return Judgement(passed=True, note=f"no evidence: {reason}")
 
@@ -218,6 +221,7 @@ class _Output:
     elements: int = 0
     equal: int = 0
     nonfinite: int = 0
+    both_nonfinite: int = 0
     finite: int = 0
     largest_error: float = 0.0
     largest: float = 0.0
@@ -297,6 +301,7 @@ class _Output:
             same = (first == second) | (np.isnan(first) & np.isnan(second))
             ok = finite[0] & finite[1]
             self.nonfinite += int(np.count_nonzero(~ok & ~same))
+            self.both_nonfinite += int(np.count_nonzero(~ok & same))
         self.equal += int(np.count_nonzero(same))
         if not ok.all():
             first, second = first[ok], second[ok]
@@ -329,6 +334,7 @@ class _Output:
             top1_agreement=self.hits / self.rows if self.rows and not self.mismatch else None,
             equal_ratio=self.equal / self.elements if self.elements else 1.0,
             nonfinite=self.nonfinite,
+            both_nonfinite=self.both_nonfinite,
             constant=self.reference_range.varies
             and self.candidate_range.seen
             and not self.candidate_range.varies,
