@@ -17,7 +17,7 @@ from graphopt.ir.collector import collector_paused
 from graphopt.ir.external import DataFolder
 from graphopt.ir.files import read_message
 from graphopt.ir.model import Model, Source
-from graphopt.ir.read_graph import GraphReader
+from graphopt.ir.read_model import ModelReader
 from graphopt.ir.read_tensors import TensorReader
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def lower(proto: onnx.ModelProto, *, base_dir: Path | None = None, source: Sourc
 def _lower(proto: onnx.ModelProto, folder: DataFolder, name: str) -> oir.Model:
     try:
         with collector_paused():
-            return GraphReader(TensorReader(folder, name), name).model(proto)
+            return ModelReader(TensorReader(folder, name), name).model(proto)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         # What no check foresaw, from damaged files mostly: still one sentence, the cause behind --debug.
         raise InvalidModelError(f"the model cannot be represented ({error})", where=name) from error
