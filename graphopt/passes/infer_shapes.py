@@ -9,6 +9,7 @@ import onnx_ir as oir
 from pydantic import Field
 
 from graphopt.api import Pass, PassInfo, PassOptions, Report
+from graphopt.ir import rewrite
 from graphopt.ir.inference.walk import describe
 from graphopt.ir.shapes import infer_shapes
 
@@ -24,7 +25,9 @@ class InferShapes(Pass):
     """Give every value of the main graph and its subgraphs the type and shape that inference finds.
 
     Inputs of graphs stay as they are, and so do the names of symbolic dims. Outputs of the model are only
-    refined: an unknown dim may become known, nothing that they state changes. Bodies of functions are left
+    refined: an unknown dim may become known, nothing that they state changes. What a Loop or Scan collects
+    from its iterations stays as the body declares it, because that decides what no iterations give. Bodies of
+    functions are left
     alone, because they hold for every call. Sizes bound with ``--dim`` are not written: they bind one run,
     not the model.
     """
@@ -49,10 +52,11 @@ class InferShapes(Pass):
         del context
         writer = _Writer(infer_shapes(model), overwrite=options.overwrite)
         main_outputs = set(model.graph.outputs)
+        collected = _collected(model)
         for graph in (model.graph, *model.graph.subgraphs()):
             for node in graph:
                 for value in node.outputs:
-                    if value.name:
+                    if value.name and value not in collected:
                         writer.visit(value, node, is_output=value in main_outputs)
         counts = {key: count for key, count in sorted(writer.counts.items()) if count}
         return Report(
@@ -61,6 +65,22 @@ class InferShapes(Pass):
             skipped=tuple(writer.skipped),
             extra={"inference_errors": [list(error) for error in writer.shapes.errors]},
         )
+
+
+def _collected(model: Model) -> set[oir.Value]:
+    """Return what bodies of Loop and Scan hand out each time, for the node to collect.
+
+    Without an iteration the runtime takes the shape of the collection from what these declare.
+    """
+    found: set[oir.Value] = set()
+    for node in model.graph.all_nodes():
+        if not rewrite.is_op(node, "Loop", "Scan"):
+            continue
+        for body in rewrite.node_graphs(node):
+            scanned = rewrite.attribute(node, "num_scan_inputs", 0)
+            first = len(body.inputs) - (1 if node.op_type == "Loop" else scanned)
+            found.update(body.outputs[max(first, 0) :])
+    return found
 
 
 class _Writer:

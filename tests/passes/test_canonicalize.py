@@ -312,3 +312,15 @@ def test_a_state_called_like_an_outer_value() -> None:
     assert_same_function(before, after)
     _, again = apply(Canonicalize(), after)
     assert not again.changed
+
+
+def test_an_output_that_declares_no_shape_goes_on_declaring_none() -> None:
+    before = model_text("g (float[2] x) => (float y) { y = Relu (x) }")
+    before.graph.output[0].type.tensor_type.ClearField("shape")
+    before.graph.node.append(helper.make_node("Identity", ["y"], ["b"]))
+    before.graph.node.append(helper.make_node("Abs", ["b"], ["z"]))
+    before.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [2]))
+    before.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2]))
+    after, _ = apply(Canonicalize(), before, check=False)
+    assert op_types(after) == ["Relu", "Abs"]
+    assert emit(after).graph.output == before.graph.output

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
@@ -180,3 +181,24 @@ def test_zoo(assets: Path, name: str) -> None:
     assert not report.skipped
     assert report.counts["types_added"] > 60
     assert_same_function(proto, model)
+
+
+def test_what_a_loop_collects_stays_as_declared() -> None:
+    """Without an iteration the runtime takes the shape of the collection from what the body declares."""
+    before = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[2] x, int64 trips) => (float[2] y, float[n, m] z)
+    {
+        y, z = Loop <body = b (int64 i, bool go, float[2] s) => (bool more, float[2] t, float[k] u) {
+            more = Identity (go)
+            t = Add (s, s)
+            u = Neg (s)
+        }> (trips, , x)
+    }
+    """)
+    after, _ = apply(InferShapes(), before)
+    body = next(after.graph.subgraphs())
+    assert str(body.outputs[2].shape) == "[k]"
+    for trips in (0, 2):
+        feeds = {"x": np.ones(2, np.float32), "trips": np.array(trips)}
+        assert_same_function(before, after, feeds)

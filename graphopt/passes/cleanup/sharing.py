@@ -190,7 +190,9 @@ class Sharing:
         for value, substitute in pairs:
             if not bound and substitute.type is None:
                 substitute.type = value.type
-            if not bound and substitute.shape is None and value.shape is not None:
+            # An output of a graph keeps what it declares, and be it nothing: a Loop goes by that.
+            silent = substitute.shape is None and not substitute.is_graph_output()
+            if not bound and silent and value.shape is not None:
                 substitute.shape = value.shape.copy()
             if value in bound:
                 readers = value.uses()

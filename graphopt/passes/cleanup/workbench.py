@@ -105,7 +105,8 @@ class Workbench:
         self.enqueue(readers)
         if value.type is None:
             value.type = type_
-        if value.shape is None and shape is not None:
+        # An output of a graph keeps what it declares, and be it nothing: a Loop goes by that.
+        if value.shape is None and shape is not None and not value.is_graph_output():
             value.shape = shape.copy()
         others = [other for other in node.inputs if other is not None and (other is not value or not readers)]
         rewrite.remove_node(node)
