@@ -642,3 +642,18 @@ def test_slices_backwards_clamp_as_onnx_does(start: int, end: int, step: int) ->
     after, _ = apply(PASS, before)
     assert "Slice" not in op_types(after)
     assert_same_function(before, after)
+
+
+@pytest.mark.parametrize("saturate", [0, 1])
+@pytest.mark.parametrize("kind", [17, 18, 19, 20])
+def test_casts_to_float8_saturate_as_the_runtime_does(kind: int, saturate: int) -> None:
+    numbers = np.array([1e-8, 500, 1e9, np.inf, -np.inf, 0.3, -6e4, np.nan], np.float32)
+    nodes = [
+        helper.make_node("Cast", ["c"], ["small"], to=kind, saturate=saturate),
+        helper.make_node("Cast", ["small"], ["wide"], to=1),
+        helper.make_node("Sum", ["wide", "x"], ["y"]),
+    ]
+    before = build(nodes, {"x": (1, [8])}, {"y": (1, [8])}, {"c": numbers})
+    after, _ = apply(PASS, before)
+    assert op_types(after) == ["Sum"]
+    assert_same_function(before, after)

@@ -183,6 +183,9 @@ def _cast(node: oir.Node, _opset: int, inputs: Sequence[Array | None]) -> Array 
         return array
     if target.kind not in "iubf" or np.float16 in (target, array.dtype):
         return None
+    # To numpy float8_e5m2 is a float like its own; only the runtime knows how it saturates.
+    if target.isbuiltin != 1 or array.dtype.isbuiltin != 1:
+        return None
     if array.dtype.kind == "f" and target.kind in "iu":
         # Out of range, and on NaN, the result of the conversion is the processor's.
         info = np.iinfo(target)
