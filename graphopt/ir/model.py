@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import onnx_ir as oir
+
 from graphopt.ir.collector import collector_paused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    import onnx_ir as oir
 
     from graphopt.ir.fingerprint import TensorRegistry
 
@@ -95,8 +95,9 @@ class Model:
 
     def nodes(self) -> Iterator[oir.Node]:
         """Yield every node of every graph of :meth:`graphs`, each graph in its own order."""
-        for graph in self.graphs():
-            yield from graph
+        yield from _with_inner_nodes(self.store.graph)
+        for function in self.store.functions.values():
+            yield from _with_inner_nodes(function.graph)
 
     def clone(self) -> Model:
         """Return an independent copy; tensors are shared, and frozen so that sharing is safe."""
@@ -147,16 +148,30 @@ class Model:
 def with_subgraphs(graph: oir.Graph) -> Iterator[oir.Graph]:
     """Yield *graph* and its subgraphs at every depth, in the order of :meth:`Model.graphs`."""
     # onnx-ir's walk builds lists for every node and is five times slower.
-    from onnx_ir import AttributeType
-
     yield graph
     for node in graph:
         # The dict inside: its wrapper answers len() and values() in Python, for every node of every walk.
-        for attribute in node.attributes.data.values():
-            if attribute.is_ref():
-                continue
-            if attribute.type is AttributeType.GRAPH:
-                yield from with_subgraphs(attribute.value)
-            elif attribute.type is AttributeType.GRAPHS:
-                for inner in attribute.value:
-                    yield from with_subgraphs(inner)
+        if node.attributes.data:
+            for body in _bodies(node):
+                yield from with_subgraphs(body)
+
+
+def _with_inner_nodes(graph: oir.Graph) -> Iterator[oir.Node]:
+    """Yield the nodes of *graph*, then those of its subgraphs, but for what the caller removes meanwhile."""
+    holders = []
+    for node in graph:
+        yield node
+        if node.attributes.data and any(True for _ in _bodies(node)):
+            holders.append(node)
+    for node in holders:
+        if node.graph is graph:
+            for body in _bodies(node):
+                yield from _with_inner_nodes(body)
+
+
+def _bodies(node: oir.Node) -> Iterator[oir.Graph]:
+    for attribute in node.attributes.data.values():
+        if attribute.type is oir.AttributeType.GRAPH and not attribute.is_ref():
+            yield attribute.value
+        elif attribute.type is oir.AttributeType.GRAPHS and not attribute.is_ref():
+            yield from attribute.value

@@ -21,7 +21,8 @@ def annotated_names(model: Model) -> frozenset[str]:
             graph.inputs, graph.initializers.values(), (value for node in graph for value in node.outputs)
         )
         for value in values:
-            names.update((peek_meta(value).get(QUANTIZATION) or {}).values())
+            if notes := peek_meta(value):
+                names.update((notes.get(QUANTIZATION) or {}).values())
         for message in peek_meta(graph).get(LEFTOVER_ANNOTATIONS, ()):
             annotation = onnx.TensorAnnotation.FromString(message)
             names.update(entry.value for entry in annotation.quant_parameter_tensor_names)

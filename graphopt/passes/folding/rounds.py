@@ -166,7 +166,7 @@ def _store(
                 raise PassFailed("a folded graph output could not be renamed", where=f"value {value.name!r}")
         else:
             _become_constant(model, producer.graph, value, sweep.arrays[value], shared)
-    left = [value for node in cut.removed for value in node.inputs if value is not None]
+    left = dict.fromkeys(value for node in cut.removed for value in node.inputs if value is not None)
     rewrite.remove_nodes(cut.removed)
     counts["folded"] += len(cut.stored)
     counts["nodes_removed"] += len(cut.removed)

@@ -142,7 +142,8 @@ class Sweep:
         """Fold *node*, whose inputs are all constant, or find out why not."""
         if rewrite.has_reference(node) or any(True for _ in rewrite.node_graphs(node)):
             return
-        if node.op_type in _NO_TENSOR or not semantics.is_deterministic(node) or not semantics.is_pure(node):
+        # A deterministic operator of the standard has no side effects either.
+        if node.op_type in _NO_TENSOR or not semantics.is_deterministic(node):
             return
         if self._is_kept_output(node):
             return
