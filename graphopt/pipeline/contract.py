@@ -103,6 +103,13 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 
+def add_hint(error: GraphoptError, sentence: str) -> None:
+    """Put *sentence* behind what the error advises already."""
+    hint = error.hint.rstrip()
+    hint += "" if not hint or hint.endswith((".", "?", "!", "`")) else "."
+    error.hint = f"{hint} {sentence}".lstrip()
+
+
 def join(*places: str) -> str:
     """Return *places*, those that are not empty, from the outermost to the innermost."""
     return ", ".join(place for place in places if place)

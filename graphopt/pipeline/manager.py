@@ -21,6 +21,7 @@ from graphopt.errors import (
     VerifyError,
 )
 from graphopt.pipeline.contract import (
+    add_hint,
     as_failure,
     check_honest,
     checked_results,
@@ -374,9 +375,7 @@ class _Run:
         except Exception as problem:  # noqa: BLE001 - the failure itself must reach the user whatever happens here
             self.result.warnings.append(f"no reproducer could be written: {described(problem)}")
             return
-        hint = error.hint.rstrip()
-        hint += "" if not hint or hint.endswith((".", "?", "!", "`")) else "."
-        error.hint = f"{hint} `graphopt replay {self.result.reproducer}` repeats it.".lstrip()
+        add_hint(error, f"`graphopt replay {self.result.reproducer}` repeats it.")
 
     def model_before(self, planned: PlannedStep) -> tuple[Model, tuple[PlannedStep, ...]]:
         """Return the model before *planned* and that step, or the original and all steps up to it."""

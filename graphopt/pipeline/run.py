@@ -23,6 +23,7 @@ from graphopt.errors import (
     ProviderError,
 )
 from graphopt.pipeline import facts
+from graphopt.pipeline.contract import add_hint
 from graphopt.pipeline.manager import OnError
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.request import Outcome, Pipeline, Result, RunRequest
@@ -354,7 +355,7 @@ class _Run:
         except GraphoptError as error:
             self._leave_reproducer(error, plan, gates, target)
             if self.outcome.reproducer is not None:
-                error.hint += f" `graphopt replay {self.outcome.reproducer}` repeats it."
+                add_hint(error, f"`graphopt replay {self.outcome.reproducer}` repeats it.")
             raise
         finally:
             if records:

@@ -54,6 +54,8 @@ class _Channel:
 
 
 _CHANNEL = _Channel()
+_ORPHANED = threading.Event()
+_ATTEMPTS = 10  # the job may make files while its folder is being removed
 
 
 def stage(text: str) -> None:
@@ -70,8 +72,18 @@ def _watch_parent(folder: Path) -> None:
     """Leave once the parent is gone, so that no orphan keeps computing and no folder stays behind."""
     while os.read(0, 1):
         pass
-    shutil.rmtree(folder, ignore_errors=True)
+    _ORPHANED.set()
+    for _ in range(_ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
     os._exit(1)
+
+
+def _yield_to_watcher() -> None:
+    """Where the parent is gone, wait for the watcher to remove the folder and end this process."""
+    if _ORPHANED.is_set():
+        threading.Event().wait()
 
 
 def _function(name: str) -> Callable[..., object]:
@@ -111,7 +123,9 @@ def main(argv: list[str]) -> int:
         result = _function(job["function"])(*job["arguments"])
         codec.save(result, folder, "result")
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent reports it
+        _yield_to_watcher()  # files that vanished are no failure to report
         codec.save(_failure(error), folder, "error")
+    _yield_to_watcher()
     return 0
 
 

@@ -9,6 +9,7 @@ import pytest
 from graphopt.errors import GateFailed, OptionError, WorkerError
 from graphopt.ir.emit import emit
 from graphopt.pipeline import run as module
+from graphopt.pipeline.request import RunRequest
 from graphopt.pipeline.run import run
 from tests.pipeline.kit import tiny
 
@@ -48,12 +49,20 @@ def test_a_result_that_the_runtime_finds_invalid_fails_the_validation(tmp_path: 
 
 def test_a_crash_while_validating_is_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def crash(*_: object, **__: object) -> NoReturn:
-        raise WorkerError("the child process crashed (signal SIGSEGV)")
+        raise WorkerError("the child process crashed (signal SIGSEGV)", hint="Try again")
 
     monkeypatch.setattr(module, "compare_files", crash)
-    with pytest.raises(WorkerError, match="SIGSEGV"):
-        run(tiny(), "canonicalize", out=tmp_path / "o.onnx", validate=True)
-    assert not list(tmp_path.iterdir())
+    request = RunRequest(
+        model=tiny(),
+        pipeline="canonicalize",
+        out=tmp_path / "o.onnx",
+        validate=True,
+        reproducer=tmp_path / "repro",
+    )
+    error = module.execute(request).error
+    assert isinstance(error, WorkerError)
+    assert error.hint == f"Try again. `graphopt replay {tmp_path / 'repro'}` repeats it."
+    assert [path.name for path in tmp_path.iterdir()] == ["repro"]
 
 
 @pytest.mark.parametrize("pipeline", ["", "deduplicate", "canonicalize,eliminate-dead"])

@@ -237,15 +237,29 @@ def sleep_and_say(file: Path) -> None:
     time.sleep(60)
 
 
+def read_and_say(file: Path, feeds: codec.StoredFeeds) -> None:
+    file.write_text(str(os.getpid()), encoding="utf-8")
+    while True:
+        list(feeds)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_the_child_does_not_outlive_its_parent(how: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_child_does_not_outlive_its_parent(how: signal.Signals, busy: bool, tmp_path: Path) -> None:
     temp, file = tmp_path / "jobs", tmp_path / "pid"
     temp.mkdir()
+    call = (
+        f'"{HERE}:read_and_say", file, FeedStream([{{"x": np.zeros(4)}}] * 500)'
+        if busy
+        else f'"{HERE}:sleep_and_say", file'
+    )
     script = textwrap.dedent(f"""
         from pathlib import Path
-        from graphopt.runtime.child import run_in_child
-        run_in_child("{HERE}:sleep_and_say", Path({str(file)!r}))
+        import numpy as np
+        from graphopt.runtime.child import FeedStream, run_in_child
+        file = Path({str(file)!r})
+        run_in_child({call})
     """)
     environment = {
         **os.environ,
