@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.ir.model import with_subgraphs
 from graphopt.ir.rewrite import node_graphs
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def unshadow(model: Model) -> int:
         How many values got another name.
     """
     roots = [model.graph, *(function.graph for function in model.functions.values())]
-    return sum(_unshadow(model, root, []) for root in roots if next(iter(root.subgraphs()), None) is not None)
+    nested = (root for root in roots if any(graph is not root for graph in with_subgraphs(root)))
+    return sum(_unshadow(model, root, []) for root in nested)
 
 
 def _unshadow(model: Model, graph: oir.Graph, outer: list[set[str]]) -> int:

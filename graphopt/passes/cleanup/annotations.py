@@ -18,7 +18,7 @@ def annotated_names(model: Model) -> frozenset[str]:
     names: set[str] = set()
     for graph in model.graphs():
         values = chain(
-            graph.inputs, graph.initializers.values(), (value for node in graph for value in node.outputs)
+            graph.inputs, graph.initializers.values(), chain.from_iterable(node.outputs for node in graph)
         )
         for value in values:
             if notes := peek_meta(value):

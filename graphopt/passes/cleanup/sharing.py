@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import ChainMap, Counter
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from graphopt.ir import rewrite, scopes, semantics, tensors
@@ -131,28 +131,30 @@ class Sharing:
 
     def expressions(self) -> None:
         """Let nodes that compute the same from the same be one, in every graph and from inner to outer."""
-        self._scan(self._model.graph, ChainMap())
+        self._scan(self._model.graph, ())
         for function in self._model.functions.values():
-            self._scan(function.graph, ChainMap())
+            self._scan(function.graph, ())
 
-    def _scan(self, graph: oir.Graph, outside: ChainMap[Hashable, oir.Node]) -> None:
-        known = outside.new_child()
+    def _scan(self, graph: oir.Graph, outside: tuple[dict[Hashable, oir.Node], ...]) -> None:
+        """Merge within *graph* and with the nodes of the graphs around it, *outside*, innermost first."""
+        known: dict[Hashable, oir.Node] = {}
         for node in graph:
             if node.attributes and semantics.has_bodies(node):
                 for body in rewrite.node_graphs(node):
-                    self._scan(body, known)
+                    self._scan(body, (known, *outside))
                 continue
             key = self._key(node)
             if key is None:
                 continue
-            first = known.get(key)
+            first = next((scope[key] for scope in (known, *outside) if key in scope), None)
             if first is None:
                 known[key] = node
             else:
                 self._merge_nodes(node, first)
 
     def _key(self, node: oir.Node) -> Hashable | None:
-        if not node.outputs or not self._is_deterministic(node):
+        identifier = node.op_identifier()
+        if not node.outputs or not self._is_deterministic(node, identifier):
             return None
         inputs = [None if value is None or value.name == "" else id(value) for value in node.inputs]
         while inputs and inputs[-1] is None:
@@ -160,7 +162,7 @@ class Sharing:
         if node.op_type in _COMMUTATIVE and node.domain in {"", "ai.onnx"}:
             inputs.sort(key=lambda item: item or 0)
         attributes = []
-        for attribute in node.attributes.values():
+        for attribute in node.attributes.data.values():  # the dict inside: its wrapper answers in Python
             key = content.attribute_key(attribute)
             if key is None:
                 return None
@@ -168,10 +170,9 @@ class Sharing:
         if len(attributes) > 1:
             attributes.sort(key=lambda item: item[0])  # type: ignore[index]  # every key starts with the name
         present = tuple(bool(value.name) for value in node.outputs)
-        return (node.op_identifier(), tuple(inputs), tuple(attributes), present)
+        return (identifier, tuple(inputs), tuple(attributes), present)
 
-    def _is_deterministic(self, node: oir.Node) -> bool:
-        identifier = node.op_identifier()
+    def _is_deterministic(self, node: oir.Node, identifier: tuple[str, str, str]) -> bool:
         # Dropout depends on its inputs, bodies on their content; everything else on the operator alone.
         if node.op_type == "Dropout" or semantics.has_bodies(node):
             return semantics.is_deterministic(node, self._model.functions)

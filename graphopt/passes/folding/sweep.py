@@ -113,9 +113,13 @@ class Sweep:
     def _visit(self, node: oir.Node, opsets: dict[str, int]) -> None:
         if node.domain not in {"", "ai.onnx"} or node.op_type in _NEVER or not node.inputs:
             return
-        if all(value is None or not value.name or self._is_known(value) for value in node.inputs):
+        for value in node.inputs:
+            if value is not None and value.name and not self._is_known(value):
+                break
+        else:
             self._visit_constant(node, opsets)
-        elif node.op_type in _SHAPE_READERS or any(value in self.derived for value in node.inputs):
+            return
+        if node.op_type in _SHAPE_READERS or any(value in self.derived for value in node.inputs):
             self._visit_derived(node)
 
     def _is_known(self, value: oir.Value) -> bool:
