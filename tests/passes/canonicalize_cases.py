@@ -152,7 +152,10 @@ DROPPED: dict[str, tuple[str, list[str]]] = {
         ' { a = Resize <mode = "cubic"> (x, , s) y = Neg (a) }'),
         ["Neg"],
     ),
-    "clip-unbounded": ("g (float[2,3] x) => (float[2,3] y) { a = Clip (x) y = Neg (a) }", ["Neg"]),
+    "clip-unbounded": ("g (int32[2,3] x) => (int32[2,3] y) { a = Clip (x) y = Neg (a) }", ["Neg"]),
+    "clip-unbounded-float": (
+        "g (float[2,3] x) => (float[2,3] y) { a = Clip (x) y = Neg (a) }", ["Clip", "Neg"]
+    ),
     "mul-one": (
         "g (float[N,3] x) => (float[N,3] y) <float[3] w = {1.0, 1.0, 1.0}> { a = Mul (w, x) y = Neg (a) }",
         ["Neg"],

@@ -324,3 +324,9 @@ def test_an_output_that_declares_no_shape_goes_on_declaring_none() -> None:
     after, _ = apply(Canonicalize(), before, check=False)
     assert op_types(after) == ["Relu", "Abs"]
     assert emit(after).graph.output == before.graph.output
+
+
+def test_clip_without_bounds_still_clips_infinities() -> None:
+    before = model_text("g (float[4] x) => (float[4] y) { a = Clip (x) y = Neg (a) }")
+    after, _ = apply(Canonicalize(), before)
+    assert_same_function(before, after, {"x": np.array([np.inf, -np.inf, np.nan, 1], np.float32)})

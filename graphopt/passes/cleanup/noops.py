@@ -224,11 +224,14 @@ def drop_block(bench: Workbench, node: oir.Node) -> bool:
 
 
 def drop_clip(bench: Workbench, node: oir.Node) -> bool:
-    """Clip without bounds; before opset 11 absent bounds were the largest finite numbers, which clip inf."""
+    """Clip of integers without bounds; absent bounds are the largest finite numbers, which clip inf."""
     value = input_at(node, 0)
     if value is None or bench.facts.version(node) < 11:
         return False
-    return input_at(node, 1) is None and input_at(node, 2) is None and bench.bypass(node, value)
+    if input_at(node, 1) is not None or input_at(node, 2) is not None:
+        return False
+    dtype = bench.facts.dtype(value)
+    return dtype is not None and dtype.is_integer() and bench.bypass(node, value)
 
 
 def drop_reduction(bench: Workbench, node: oir.Node) -> bool:
