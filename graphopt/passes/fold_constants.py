@@ -41,6 +41,12 @@ class FoldConstants(Pass):
 
     def run(self, model: Model, options: Options, context: Context) -> Report:
         """Fold until nothing changes; see the module."""
+        from graphopt.ir.scopes import unshadow
         from graphopt.passes.folding.rounds import fold
 
-        return fold(model, options.max_growth_bytes, context, inline_branches=options.inline_branches)
+        renamed = unshadow(model)
+        report = fold(model, options.max_growth_bytes, context, inline_branches=options.inline_branches)
+        if not renamed:
+            return report
+        counts = {**report.counts, "renamed_hiding_values": renamed}
+        return Report(changed=True, counts=counts, skipped=report.skipped)

@@ -597,3 +597,28 @@ def test_a_cast_of_what_is_not_finite_says_nothing() -> None:
     proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(odd, "c"))
     model = lower(proto)
     assert infer_shapes(model).known(named(model)["y"]) == (None, None, 2)
+
+
+def test_sizes_below_zero_in_a_branch_that_never_runs() -> None:
+    shapes, values = infer("""
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[N] x, bool c) => (float[n] y)
+    <int64[1] minus = {-1}>
+    {
+        y = If (c) <
+            then_branch = t () => (float[k] a) { a = Neg (x) },
+            else_branch = e () => (float[m] b) {
+                s = Shape (x)
+                target = Concat <axis = 0> (minus, s)
+                first = Gather <axis = 0> (target, minus)
+                low = Sub (first, s)
+                size = Add (low, minus)
+                none = ConstantOfShape (size)
+                b = Concat <axis = 0> (none, none)
+            }
+        >
+    }
+    """)
+    assert shapes.rank(values["none"]) == 1
+    assert not isinstance((shapes.shape(values["none"]) or ())[0], int)
+    assert shapes.rank(values["b"]) == 1

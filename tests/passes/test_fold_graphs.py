@@ -333,3 +333,46 @@ def test_real_models_keep_their_function(assets: Path) -> None:
         for batch in (1, 2):
             dims = {"batch": batch, "height": 64, "width": 96, "sequence": 576, "seq": 6}
             assert_same_function(path, after, dims=dims, rtol=1e-5)
+
+
+def test_no_iterations_of_a_body_that_declares_nothing() -> None:
+    """The runtime cannot know the rank of what such a loop collects, so none may be folded."""
+    before = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[a,b] x, int64 trips) => (float z)
+    {
+        last, all = Loop <body = b (int64 i, bool go, float[a,b] s) => (bool more, float t, float u) {
+            more = Identity (go)
+            t = Add (s, x)
+            u = Neg (s)
+        }> (trips, , x)
+        wide = Abs (all)
+        shape = Shape (wide)
+        z = Reshape (wide, shape)
+    }
+    """)
+    for value in (before.graph.output[0], before.graph.node[0].attribute[0].g.input[2]):
+        value.type.tensor_type.ClearField("shape")
+    after, _ = apply(PASS, before, check=False)
+    for trips in (0, 2):
+        feeds = {"x": np.ones((2, 3), np.float32), "trips": np.array(trips)}
+        assert_same_function(before, after, feeds)
+
+
+def test_folding_where_a_body_hides_an_outer_name() -> None:
+    before = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[N] x) => (float[N] y)
+    <int64 trips = {2}>
+    {
+        s = Shape (x)
+        y = Loop <body = b (int64 i, bool go, float[N] x) => (bool more, float[N] o) {
+            more = Identity (go)
+            one = Expand (x, s)
+            o = Add (one, one)
+        }> (trips, , x)
+    }
+    """)
+    after, report = apply(PASS, before, check=False)
+    assert report.counts["renamed_hiding_values"] == 1
+    assert_same_function(before, after)

@@ -171,6 +171,8 @@ def _collected(walk: Walk, fact: Fact, value: oir.Value, trips: Dim, axis: int, 
         return Fact(fact.dtype)
     declared = list(value.shape) if value.shape is not None else []
     certain = isinstance(trips, int) and trips > 0
+    if not certain and len(declared) != len(fact.shape) and _is_vague(value.graph):
+        return Fact(fact.dtype)
     inner: list[Dim] = []
     for k, dim in enumerate(fact.shape):
         keep = walk.symbols.older(dim, mark) and (
@@ -181,6 +183,11 @@ def _collected(walk: Walk, fact: Fact, value: oir.Value, trips: Dim, axis: int, 
     axis = axis + rank if axis < 0 else axis
     inner.insert(axis, trips)
     return Fact(fact.dtype, tuple(inner))
+
+
+def _is_vague(body: oir.Graph | None) -> bool:
+    """Whether the runtime, which knows of a body's inputs what they declare, may miss ranks in it."""
+    return body is None or any(value.shape is None for value in body.inputs)
 
 
 def _scalar_like(value: oir.Value, dtype: int) -> Fact:

@@ -30,7 +30,16 @@ _UNEVEN_SPLIT = 18
 def shape_rule(call: Call) -> Sequence[Fact] | None:
     """Return the facts of the outputs of *call* by a rule of this module, or None where none applies."""
     rule = _RULES.get(call.op_type) if not call.domain else None
-    return None if rule is None else rule(call)
+    facts = None if rule is None else rule(call)
+    return None if facts is None else [_possible(fact, call.symbols) for fact in facts]
+
+
+def _possible(fact: Fact, symbols: Symbols) -> Fact:
+    """Return *fact* without sizes below zero, which a node that never runs may come to."""
+    if fact.shape is None or not any(isinstance(dim, int) and dim < 0 for dim in fact.shape):
+        return fact
+    shape = tuple(symbols.fresh() if isinstance(dim, int) and dim < 0 else dim for dim in fact.shape)
+    return Fact(fact.dtype, shape)
 
 
 def _fresh(symbols: Symbols, rank: int) -> tuple[Dim, ...]:
