@@ -490,3 +490,16 @@ def test_further_outputs_mean_training_before_opset_14(opset: int) -> None:
     assert not report.changed
     assert "training" in report.skipped[0][1]
     assert_same_function(before, after)
+
+
+def test_maps_that_overflow_together_stay() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Mul", ["m", "huge"], ["h"]),
+        helper.make_node("Mul", ["h", "endless"], ["y"]),
+    ]
+    huge = np.array([0, 1e30], np.float32)
+    constants = {"w": normal(3, 2), "huge": huge, "endless": np.array([np.inf, 1], np.float32)}
+    before = build(nodes, {"x": (1, [2, 3])}, {"y": (1, [2, 2])}, constants)
+    after, _ = apply(PASS, before)
+    assert_same_function(before, after, rtol=RTOL)

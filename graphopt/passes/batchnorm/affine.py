@@ -41,7 +41,8 @@ class Affine:
 
     def then(self, other: Affine) -> Affine:
         """Return the map that applies *other* to the result of this one."""
-        return Affine(self.scale * other.scale, self.shift * other.scale + other.shift)
+        with np.errstate(all="ignore"):
+            return Affine(self.scale * other.scale, self.shift * other.scale + other.shift)
 
     @property
     def is_finite(self) -> bool:
