@@ -8,9 +8,14 @@ def main() -> None:
     import gc
     import sys
 
-    from graphopt.cli.app import invoke
-
-    code = invoke(sys.argv[1:])
+    try:
+        from graphopt.cli.app import INTERRUPTED, invoke
+    except KeyboardInterrupt:
+        sys.exit(130)
+    try:
+        code = invoke(sys.argv[1:])
+    except KeyboardInterrupt:  # so early or so late that no command was at work
+        code = INTERRUPTED
     # Taking a large model apart, object by object, takes the interpreter longer than reading it did.
     gc.freeze()
     sys.exit(code)

@@ -15,8 +15,8 @@ import typer
 
 from graphopt import __version__
 from graphopt.cli import demo, inspect, listings, run, validate
-from graphopt.cli.output import Output, Told, reserved_stdout
-from graphopt.errors import GraphoptError, OptionError, ProviderError, nearest
+from graphopt.cli.output import Output, Told, give_streams, reserved_stdout, silence
+from graphopt.errors import GraphoptError, OptionError, ProviderError, WriteError, nearest
 from graphopt.record import RunRecord
 
 if TYPE_CHECKING:
@@ -60,14 +60,22 @@ def command_names() -> tuple[str, ...]:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run the command that *arguments* name and return the exit code."""
+    give_streams()
     if list(arguments) in (["--version"], ["-V"]):
         sys.stdout.write(f"graphopt {__version__}\n")
         return 0
     _end_on_sigterm()
-    if "--json" not in arguments:
-        return _invoke(arguments)
-    with reserved_stdout():
-        return _invoke(arguments)
+    try:
+        if "--json" not in arguments:
+            return _invoke(arguments)
+        with reserved_stdout():
+            return _invoke(arguments)
+    except OSError as error:  # the device behind stdout is full or failed
+        silence(sys.stdout)
+        Output(json=False).error(
+            WriteError(f"the output cannot be written ({error.strerror})", where="stdout")
+        )
+        return WriteError.exit_code
 
 
 def _invoke(arguments: Sequence[str]) -> int:

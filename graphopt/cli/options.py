@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graphopt.errors import OptionError
+from graphopt.errors import OptionError, PathError
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")
@@ -37,6 +39,35 @@ LocalPluginsOption = Annotated[
     Path | None, typer.Option("--local-plugins", metavar="FILE", help="A one-file plugin to load.")
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="An ONNX file.")]
+
+
+OutText = Annotated[
+    str | None, typer.Option("-o", "--out", metavar="OUT", help="Where to write the result, if it works.")
+]
+
+
+def parse_out(text: str) -> Path:
+    """Return the path of an output file.
+
+    Raises:
+        PathError: The text is empty, or names a folder by its end.
+    """
+    if not text:
+        raise PathError("the name of the output is empty", where="--out", hint="Name an .onnx file.")
+    if text.endswith(("/", os.sep)):
+        raise PathError("expected an output file, got the name of a folder", where=text)
+    return Path(text)
+
+
+def parse_limit(option: str, limit: float | None) -> float | None:
+    """Return a threshold as it was given.
+
+    Raises:
+        OptionError: It is not finite: nothing could ever break it, or nothing keep it.
+    """
+    if limit is not None and not math.isfinite(limit):
+        raise OptionError(f"expected a finite number, got {limit}", where=option)
+    return limit
 
 
 def parse_dims(texts: list[str] | None) -> dict[str, int]:

@@ -8,12 +8,14 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
+from graphopt.errors import WriteError
 from graphopt.pipeline.request import Watch
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class Output:
             self._out.print(renderable, soft_wrap=isinstance(renderable, str))
         except BrokenPipeError:  # a release of rich that does not ask on_broken_pipe()
             self._out.on_broken_pipe()
+        except OSError as error:
+            raise _unwritable(error, sys.stdout) from error
 
     def note(self, text: str) -> None:
         """Print a remark to stderr."""
@@ -81,7 +85,9 @@ class Output:
             stream.write(text)
             stream.flush()
         except BrokenPipeError:
-            _silence(stream)
+            silence(stream)
+        except OSError as error:
+            raise _unwritable(error, stream) from error
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -106,12 +112,6 @@ class _Bar(Watch):
 
     def progress(self, done: int, total: int) -> None:
         self._progress.update(self._task, completed=done, total=total)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # rich would leave with code 1; whoever reads our output has just seen enough.
-        raise BrokenPipeError
 
 
 _reserved: list[TextIO] = []
@@ -144,7 +144,20 @@ def _dumped(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def _silence(stream: Any) -> None:  # noqa: ANN401 - a text stream
+def give_streams() -> None:
+    """Put a stream that leads nowhere in the place of one that was closed before we started (``>&-``)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it lives as long as we do
+            setattr(sys, name, null)
+
+
+def _unwritable(error: OSError, stream: Any) -> WriteError:  # noqa: ANN401 - a text stream
+    silence(stream)
+    return WriteError(f"the output cannot be written ({error.strerror})", where="stdout")
+
+
+def silence(stream: Any) -> None:  # noqa: ANN401 - a text stream
     """Let *stream* lead nowhere: its reader is gone, and the last flush at exit must not complain."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
@@ -163,9 +176,9 @@ class _PatientConsole(Console):
     def on_broken_pipe(self) -> None:
         """Called by rich when what it prints finds no reader."""
         self.quiet = True
-        _silence(self.file)
+        silence(self.file)
 
 
 def _console(stream: Any) -> Console:  # noqa: ANN401 - a text stream
     width = None if stream.isatty() else max(_FILE_WIDTH, shutil.get_terminal_size().columns)
-    return _Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
+    return _PatientConsole(file=stream, width=width, highlight=False, emoji=False, markup=False)

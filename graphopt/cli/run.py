@@ -16,10 +16,12 @@ from graphopt.cli.options import (
     JsonOption,
     LocalPluginsOption,
     ModelArgument,
+    OutText,
     ProviderOption,
     SamplesOption,
     SeedOption,
     parse_dims,
+    parse_out,
 )
 from graphopt.cli.output import Output, Told
 from graphopt.errors import GraphoptError, OptionError, PathError, ProviderError
@@ -45,7 +47,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where to write the result.")],
+    out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="Where to write the result.")],
     *,
     pipeline: Annotated[
         str | None,
@@ -89,7 +91,7 @@ def run(
         return RunRequest(
             model=model,
             pipeline=_pipeline(pipeline, recipe),
-            out=out,
+            out=parse_out(out),
             data=data,
             samples=samples,
             target=target,
@@ -99,7 +101,7 @@ def run(
             on_error=on_error,
             isolate=isolate,
             local_plugins=local_plugins,
-            reproducer=_reproducer_folder(out, folder),
+            reproducer=_reproducer_folder(parse_out(out), folder),
         )
 
     outcome = Outcome(RunRecord(command="run", versions=versions(), target=target, seed=seed))
@@ -109,10 +111,7 @@ def run(
 def replay(
     folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="A reproducer folder.")],
     *,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", metavar="OUT", help="Where to write the result, if it works."),
-    ] = None,
+    out: OutText = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
@@ -124,7 +123,7 @@ def replay(
     request = RunRequest(
         model=found.model,
         pipeline=Recipe(found.steps, found.gates),
-        out=out,
+        out=None if out is None else parse_out(out),
         target=found.target,
         dims=found.dims,
         seed=found.seed,
@@ -229,7 +228,7 @@ def _report_folder(folder: Path | None) -> Path | None:
 
 
 def _reproducer_folder(out: Path, report: Path | None) -> Path:
-    return report / "reproducer" if report is not None else out.with_name(f"{out.name}.reproducer")
+    return report / "reproducer" if report is not None else out.parent / f"{out.name}.reproducer"
 
 
 def _write_report(outcome: Outcome, folder: Path, registry: Registry | None) -> None:

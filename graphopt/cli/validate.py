@@ -17,9 +17,10 @@ from graphopt.cli.options import (
     SamplesOption,
     SeedOption,
     parse_dims,
+    parse_limit,
 )
 from graphopt.cli.output import Output
-from graphopt.errors import GateFailed, GraphoptError
+from graphopt.errors import GateFailed, GraphoptError, ProviderError
 from graphopt.pipeline import facts
 from graphopt.pipeline.run import settle
 from graphopt.record import RunRecord
@@ -66,17 +67,21 @@ def validate(
     debug: DebugOption = False,
 ) -> int:
     """Run ORIGINAL and OPTIMIZED on the same inputs and compare what they return."""
+    from graphopt.runtime.providers import installation_warnings
+
     output = Output(json=json)
     record = RunRecord(command="validate", versions=facts.versions(), seed=seed)
     problem: GraphoptError | None = None
     try:
         records = _validate(
             record, output, original, optimized, data, samples, tuple(ep or ()), parse_dims(dim),
-            (min_sqnr, max_abs, max_latency_ratio), local_plugins,
+            _limits(min_sqnr, max_abs, max_latency_ratio), local_plugins,
         )  # fmt: skip
         problem = _verdict(records)
     except GraphoptError as error:
         problem = error
+    if isinstance(problem, ProviderError):
+        record.warnings += installation_warnings()
     settle(record, problem)
     for warning in record.warnings:
         output.warning(warning)
@@ -133,6 +138,16 @@ def _validate(
         if (line := latency_line(validation)) is not None:
             output.show(line)
     return records
+
+
+def _limits(
+    min_sqnr: float | None, max_abs: float | None, max_latency_ratio: float | None
+) -> tuple[float | None, float | None, float | None]:
+    return (
+        parse_limit("--min-sqnr", min_sqnr),
+        parse_limit("--max-abs", max_abs),
+        parse_limit("--max-latency-ratio", max_latency_ratio),
+    )
 
 
 def _verdict(records: list[ValidationRecord]) -> GateFailed | None:

@@ -156,7 +156,7 @@ class FilePair:
         self._data = data_path(out)
         # A folder on the same file system, in which both files already have their final names: so the model
         # finds its data, and can be tried out, before it takes its place.
-        self._stage = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self._stage = out.with_name(f".graphopt-{os.getpid()}-{secrets.token_hex(4)}.tmp")
         self._new_model = self._stage / self._out.name
         self._new_data = self._stage / self._data.name
         self._old_data = self._stage / f"{self._data.name}.old"

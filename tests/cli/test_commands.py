@@ -35,6 +35,11 @@ from tests.cli.conftest import CommandLine
         (["run", "{model}", "-o", "{model}", "--pipeline", ""], 2, "same file"),
         (["run", "{model}", "-o", "{folder}", "--pipeline", ""], 2, "directory"),
         (["run", "{model}", "-o", "{folder}/no/out.onnx", "--pipeline", ""], 2, "folder"),
+        (["run", "{model}", "-o", "", "--pipeline", ""], 2, "empty"),
+        (["run", "{model}", "-o", ".", "--pipeline", ""], 2, "directory"),
+        (["run", "{model}", "-o", "{folder}/new/", "--pipeline", ""], 2, "name of a folder"),
+        (["validate", "{model}", "{model}", "--min-sqnr", "nan"], 2, "--min-sqnr"),
+        (["validate", "{model}", "{model}", "--max-latency-ratio", "inf"], 2, "--max-latency-ratio"),
         (["run", "{text}", "-o", "{out}", "--pipeline", ""], 3, "text file"),
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--dim", "batch"], 2, "NAME=SIZE"),
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--dim", "bach=1"], 2, "Did you mean 'batch'"),
@@ -174,3 +179,22 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         complaint = process.stderr.read()
         assert process.wait() == 0
     assert complaint == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_device_behind_stdout_is_an_error_without_a_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "graphopt", "passes", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: stdout: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams_change_no_exit_code(model: Path, tmp_path: Path, closed: str) -> None:
+    command = f'"{sys.executable}" -m graphopt run "{model}" -o "{tmp_path}/out.onnx" --pipeline "" {closed}'
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert (tmp_path / "out.onnx").exists()
