@@ -114,7 +114,7 @@ def judge(
     """Return whether *comparison* passes.
 
     It always fails on a mismatch of dtype or shape, on NaN or infinity that the reference has not (or the
-    other way round), and on an output that became constant. Integers, bools and strings must be equal, or
+    other way round), on an output without any finite element, and on one that became constant. Integers, bools and strings must be equal, or
     within *max_abs* where that is given. Floats must reach *min_sqnr_db* and stay within *max_abs*, whichever
     are given; where neither is, 30 dB.
     """
@@ -124,6 +124,8 @@ def judge(
         return Judgement(
             passed=False, note=f"{comparison.nonfinite} elements are NaN or infinite in one of the two only"
         )
+    if comparison.both_nonfinite and comparison.both_nonfinite >= comparison.elements:
+        return Judgement(passed=False, note="all elements are NaN or infinite in both: nothing to compare")
     if comparison.constant:
         return Judgement(passed=False, note="constant over all feeds, the original's is not")
     failure = _beyond(comparison, min_sqnr_db, max_abs)

@@ -165,11 +165,11 @@ def test_infinity_of_the_other_sign_is_a_difference() -> None:
     assert compare((np.array([math.inf, 1.0]), np.array([-math.inf, 1.0]))).nonfinite == 1
 
 
-def test_all_nan_in_both_is_no_evidence() -> None:
+def test_nothing_finite_to_compare_fails() -> None:
     result = compare((np.full(3, np.nan), np.full(3, np.nan)))
-    assert result.sqnr_db is None
-    assert judge(result).passed
-    assert judge(result).note.startswith("no evidence")
+    verdict = judge(result)
+    assert not verdict.passed
+    assert "nothing to compare" in verdict.note
 
 
 def test_an_output_that_became_constant_fails_whatever_the_thresholds() -> None:
