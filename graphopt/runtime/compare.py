@@ -115,8 +115,8 @@ def judge(
 
     It always fails on a mismatch of dtype or shape, on NaN or infinity that the reference has not (or the
     other way round), on an output without any finite element, and on one that became constant. Integers,
-    bools and strings must be equal, or within *max_abs* where that is given. Floats must reach *min_sqnr_db* and stay within *max_abs*, whichever
-    are given; where neither is, 30 dB.
+    bools and strings must be equal, or within *max_abs* where that is given. Floats must reach *min_sqnr_db*
+    and stay within *max_abs*, whichever are given; where neither is, 30 dB.
     """
     if comparison.mismatch:
         return Judgement(passed=False, note=comparison.mismatch)
