@@ -20,7 +20,7 @@ from graphopt_strip_metadata.gate import NoSourcePaths
 from graphopt_strip_metadata.paths import machine_paths, source_files
 from graphopt_strip_metadata.strip import StripMetadata
 
-TRACE = 'File "/home/author/work/net.py", line 12, in forward\n    return self.conv(x)'
+TRACE = 'File "/home/author/nets/net.py", line 12, in forward\n    return self.conv(x)'
 
 
 def add(thing: Any, **entries: str) -> None:
@@ -184,7 +184,7 @@ def test_the_gate_finds_traces_and_passes_without() -> None:
     value, passed, note = check(proto)
     assert value == float(str(proto).count("net.py"))
     assert not passed
-    assert "'/home/author/work/net.py' in the value of" in note
+    assert "'/home/author/nets/net.py' in the value of" in note
     assert check(run(proto)[0]) == (0.0, True, "")
     assert check(proto, "/home/author/*")[1]
 
