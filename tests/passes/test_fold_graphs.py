@@ -376,3 +376,24 @@ def test_folding_where_a_body_hides_an_outer_name() -> None:
     after, report = apply(PASS, before, check=False)
     assert report.counts["renamed_hiding_values"] == 1
     assert_same_function(before, after)
+
+
+def test_nonsense_in_a_branch_that_never_runs_stays_arithmetic() -> None:
+    # As a constant, the size -3 would make onnxruntime refuse the model at load.
+    before = parse("""
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[2] x, bool flag) => (float[k] y)
+    <int64[1] five = {5}>
+    {
+        y = If (flag) <
+            then_branch = then_graph () => (float[p] t) { t = Neg (x) },
+            else_branch = else_graph () => (float[q] e)
+                { size = Shape (x)  fewer = Sub (size, five)  e = ConstantOfShape (fewer) }
+        >
+    }
+    """)
+    after, report = apply(PASS, before)
+    assert "ConstantOfShape" in op_types(after)
+    assert any("could not take it as a constant" in reason for _, reason in report.skipped)
+    flag = np.ones((), bool)
+    assert_same_function(before, after, {"x": np.ones(2, np.float32), "flag": flag})

@@ -15,6 +15,7 @@ from graphopt.ir.shapes import Shapes, infer_shapes
 from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.folding.branches import inline_constant_branches
 from graphopt.passes.folding.cut import Allowance, Cut, choose
+from graphopt.passes.folding.impossible import impossible_in_branches
 from graphopt.passes.folding.region import evaluate_region
 from graphopt.passes.folding.sweep import Sweep
 from graphopt.passes.folding.targets import simplify_targets
@@ -59,7 +60,7 @@ def fold(model: Model, max_growth_bytes: int | None, context: Context, *, inline
             sweep = Sweep(model, lambda: _shapes(model, context))
             sweep.run()
             allowance = Allowance(budget_bytes + min(0, saved_bytes), max(0, saved_bytes), free_bytes)
-            cut = _choose(sweep, allowance)
+            cut = _choose(model, sweep, allowance)
             saved_bytes += cut.saved_bytes if cut.stored else 0
             decided = any(rewrite.is_op(user, "If") for value in cut.stored for user in value.consumers())
             _store(model, sweep, cut, shared, annotated, counts)
@@ -101,15 +102,18 @@ def _shapes(model: Model, context: Context) -> Shapes:
     return shapes
 
 
-def _choose(sweep: Sweep, allowance: Allowance) -> Cut:
+def _choose(model: Model, sweep: Sweep, allowance: Allowance) -> Cut:
     """Choose what to store and compute it; what cannot be computed is left alone and the rest chosen anew."""
     while True:
         cut = choose(sweep, allowance)
-        failed = _compute_missing(sweep, cut)
+        failed = {
+            node: f"it cannot be evaluated: {reason}" for node, reason in _compute_missing(sweep, cut).items()
+        }
+        failed |= impossible_in_branches(model, sweep, cut)
         if not failed:
             return cut
         for node, reason in failed.items():
-            sweep.drop(node, f"it cannot be evaluated: {reason}")
+            sweep.drop(node, reason)
 
 
 def _compute_missing(sweep: Sweep, cut: Cut) -> dict[oir.Node, str]:
