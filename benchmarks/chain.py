@@ -191,38 +191,35 @@ def compare(folder: Path, nodes: int, rounds: int, onnxsim_python: str | None) -
 
 
 def growth(folder: Path, sizes: list[int], rounds: int) -> dict[str, float]:
-    """Return how much more a node costs in the larger chain than in the smaller one.
+    """Return how much more a further node costs in long chains than in short ones.
 
-    CPU time: per node, start-up taken off, which is what a chain of six nodes takes; a ratio with start-up
-    left in stands beside it (``cpu_with_start_ratio``). Peak memory: what a further node adds between the
-    middle size and the larger one, over what it adds between the smaller and the middle; start-up leaves
-    freed memory behind that small chains use first, so taking it off would flatter them. All sizes run in
-    every round, so that a busy machine slows down all of them, and the median over the rounds counts.
+    That is what a node adds between the middle size and the larger one, over what it adds between the
+    smaller and the middle. Start-up drops out of both: it is half of what a short chain takes, varies more
+    than the chain itself, and leaves freed memory behind that short chains use first. All sizes run in every
+    round, so that a busy machine slows down all of them, and the median over the rounds counts. A ratio per
+    node with start-up left in stands beside it (``cpu_with_start_ratio``).
     """
     low, high = min(sizes), max(sizes)
-    middle = round((low * high) ** 0.5)
-    sources = {size: folder / f"chain_{size}.onnx" for size in (6, low, middle, high)}
+    sources = {size: folder / f"chain_{size}.onnx" for size in (low, round((low * high) ** 0.5), high)}
     counts = {size: in_child("write_chain", size, source) for size, source in sources.items()}
-    cpu: list[float] = []
-    memory: list[float] = []
+    ratios: dict[str, list[float]] = {"cpu_s": [], "peak_rss_bytes": []}
     whole: list[float] = []
     for _ in range(rounds):
-        start, small, mean, large = (
+        small, middle, large = (
             measure("graphopt", source, counts[size], folder / "out.onnx", None)
             for size, source in sources.items()
         )
-        seconds = [(each.cpu_s - start.cpu_s) / each.nodes_before for each in (small, large)]
-        cpu.append(seconds[1] / seconds[0])
-        added = [
-            (after.peak_rss_bytes - before.peak_rss_bytes) / (after.nodes_before - before.nodes_before)
-            for before, after in ((small, mean), (mean, large))
-        ]
-        memory.append(added[1] / added[0])
+        for name, found in ratios.items():
+            added = [
+                (getattr(after, name) - getattr(before, name)) / (after.nodes_before - before.nodes_before)
+                for before, after in ((small, middle), (middle, large))
+            ]
+            found.append(added[1] / added[0])
         whole.append(large.cpu_s / large.nodes_before * small.nodes_before / small.cpu_s)
     return {
         "cpu_with_start_ratio": statistics.median(whole),
-        "cpu_ratio": statistics.median(cpu),
-        "memory_ratio": statistics.median(memory),
+        "cpu_ratio": statistics.median(ratios["cpu_s"]),
+        "memory_ratio": statistics.median(ratios["peak_rss_bytes"]),
     }
 
 
