@@ -96,7 +96,7 @@ def _steps(steps: Sequence[StepRecord]) -> Iterator[str]:
         )
         seconds = format_seconds(times.clone + times.run + times.verify + times.gate)
         rows.append(
-            (str(step.index), f"`{step.name}`", step.status.replace("_", " "), counts, gates, seconds)
+            (str(step.index + 1), f"`{step.name}`", step.status.replace("_", " "), counts, gates, seconds)
         )
     yield from _table(("#", "pass", "result", "counts", "gates", "time"), rows)
     for step in steps:
