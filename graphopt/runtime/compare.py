@@ -44,6 +44,7 @@ class OutputComparison:
         equal_ratio: Fraction of equal elements.
         nonfinite: Elements where one is NaN or infinite and the other is not the same.
         both_nonfinite: Elements that are the same NaN or infinity in both.
+        both_nan: Those of them that are NaN.
         constant: Whether the candidate has one value over all feeds and the reference has not.
         evidence: Whether the reference varies; without it, agreement proves nothing.
         discrete: Whether it is compared exactly: integers, bools and strings.
@@ -66,6 +67,7 @@ class OutputComparison:
     elements: int
     mismatch: str = ""
     both_nonfinite: int = 0
+    both_nan: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,9 @@ def judge(
     """Return whether *comparison* passes.
 
     It always fails on a mismatch of dtype or shape, on NaN or infinity that the reference has not (or the
-    other way round), on an output without any finite element, and on one that became constant. Integers,
-    bools and strings must be equal, or within *max_abs* where that is given. Floats must reach *min_sqnr_db*
-    and stay within *max_abs*, whichever are given; where neither is, 30 dB.
+    other way round), on an output that is nothing but NaN, and on one that became constant. Integers, bools
+    and strings must be equal, or within *max_abs* where that is given. Floats must reach *min_sqnr_db* and
+    stay within *max_abs*, whichever are given; where neither is, 30 dB.
     """
     if comparison.mismatch:
         return Judgement(passed=False, note=comparison.mismatch)
@@ -124,8 +126,8 @@ def judge(
         return Judgement(
             passed=False, note=f"{comparison.nonfinite} elements are NaN or infinite in one of the two only"
         )
-    if comparison.both_nonfinite and comparison.both_nonfinite >= comparison.elements:
-        return Judgement(passed=False, note="all elements are NaN or infinite in both: nothing to compare")
+    if comparison.both_nan and comparison.both_nan >= comparison.elements:
+        return Judgement(passed=False, note="all elements are NaN in both: nothing to compare")
     if comparison.constant:
         return Judgement(passed=False, note="constant over all feeds, the original's is not")
     failure = _beyond(comparison, min_sqnr_db, max_abs)
@@ -224,6 +226,7 @@ class _Output:
     equal: int = 0
     nonfinite: int = 0
     both_nonfinite: int = 0
+    both_nan: int = 0
     finite: int = 0
     largest_error: float = 0.0
     largest: float = 0.0
@@ -300,7 +303,9 @@ class _Output:
             ok = np.ones(first.shape, bool)
         else:
             finite = np.isfinite(first), np.isfinite(second)
-            same = (first == second) | (np.isnan(first) & np.isnan(second))
+            nan = np.isnan(first) & np.isnan(second)
+            same = (first == second) | nan
+            self.both_nan += int(np.count_nonzero(nan))
             ok = finite[0] & finite[1]
             self.nonfinite += int(np.count_nonzero(~ok & ~same))
             self.both_nonfinite += int(np.count_nonzero(~ok & same))
@@ -337,6 +342,7 @@ class _Output:
             equal_ratio=self.equal / self.elements if self.elements else 1.0,
             nonfinite=self.nonfinite,
             both_nonfinite=self.both_nonfinite,
+            both_nan=self.both_nan,
             constant=self.reference_range.varies
             and self.candidate_range.seen
             and not self.candidate_range.varies,

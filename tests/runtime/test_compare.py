@@ -165,11 +165,16 @@ def test_infinity_of_the_other_sign_is_a_difference() -> None:
     assert compare((np.array([math.inf, 1.0]), np.array([-math.inf, 1.0]))).nonfinite == 1
 
 
-def test_nothing_finite_to_compare_fails() -> None:
+def test_nothing_but_nan_fails() -> None:
     result = compare((np.full(3, np.nan), np.full(3, np.nan)))
     verdict = judge(result)
     assert not verdict.passed
     assert "nothing to compare" in verdict.note
+
+
+def test_equal_infinities_agree() -> None:
+    # What a maximum over nothing gives, for one.
+    assert judge(compare((np.full(3, -np.inf), np.full(3, -np.inf)))).passed
 
 
 def test_an_output_that_became_constant_fails_whatever_the_thresholds() -> None:
