@@ -59,10 +59,6 @@ class Output:
         except OSError as error:
             raise _unwritable(error, sys.stdout) from error
 
-    def note(self, text: str) -> None:
-        """Print a remark to stderr."""
-        self._err.print(Text(text), soft_wrap=True)
-
     def warning(self, text: str) -> None:
         """Print a warning to stderr."""
         self._err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)

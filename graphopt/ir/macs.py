@@ -33,11 +33,6 @@ def macs_of(node: oir.Node, shape_of: ShapeOf) -> int | None:
     return 0 if formula is None else formula(node, shape_of)
 
 
-def has_macs(node: oir.Node) -> bool:
-    """Return whether *node* is an operator with a formula here."""
-    return (domain_of(node), node.op_type) in _FORMULAS
-
-
 def _conv(weight_index: int) -> Formula:
     """Conv: every output element takes Cin/group * kernel MACs; the weight is [Cout, Cin/group, *kernel]."""
 
