@@ -52,6 +52,8 @@ def test_the_limits_are_those_of_the_installed_runtime() -> None:
     limits = load_target("ort-cpu").runtime_limits_for(ort.__version__)
     highest = (limits.max_ir_version, limits.max_opset, limits.max_ml_opset)
     ort.InferenceSession(one_node(*highest), options, providers=["CPUExecutionProvider"])
+    if not ort.__version__.startswith(f"{limits.release}."):
+        return  # a release without a row of its own may load more; until it gets one, less is assumed
     for index in range(3):
         above = [version + (place == index) for place, version in enumerate(highest)]
         with pytest.raises(Exception, match=r"max supported IR version|is till opset"):
@@ -63,7 +65,7 @@ def test_limits_between_and_beyond_the_rows() -> None:
     assert target.limits_for("1.31.1") == (13, 26)
     assert target.limits_for("1.31.0.dev20260101") == (13, 26)
     assert target.limits_for("1.22") == (10, 22)
-    assert target.limits_for("2.0.0") == (13, 26)
+    assert target.limits_for("2.0.0") == (14, 28)
     assert target.limits_for("1.9.0") == target.limits_for("1.17.3") == (9, 20)  # 1.9 is before 1.17
 
 
