@@ -18,6 +18,7 @@ from graphopt.ir.collector import collector_paused
 from graphopt.ir.external import copy_tensor, write_at
 from graphopt.ir.files import PROTOBUF_LIMIT_BYTES, FilePair, check_target, data_path, refers_to
 from graphopt.ir.message import MessageWriter, Slot
+from graphopt.ir.stream import LazyTensor, write_lazy
 from graphopt.ir.tensors import RawTensor, SparseTensor, to_buffer
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class _Layout:
     def __init__(self, model: Model, out: Path, external: ExternalData) -> None:
         initializers, others = _tensors(model)
         tensors = list({id(tensor): tensor for tensor in (*initializers, *others)}.values())
-        paths = dict.fromkeys(tensor.path for tensor in tensors if isinstance(tensor, oir.ExternalTensor))
+        paths = dict.fromkeys(path for tensor in tensors for path in _files(tensor))
         known = (model.source.path, *model.source.external_files) if model.source is not None else ()
         self.sources: tuple[Path, ...] = (*known, *(Path(path) for path in paths))
         self.slots: dict[int, Slot] = {}
@@ -209,11 +210,22 @@ class _Layout:
 
     def write(self, target: int) -> None:
         """Fill the data file."""
+        lazy = []
         for offset, tensor in self._order:
-            if isinstance(tensor, oir.ExternalTensor):
+            if isinstance(tensor, LazyTensor):
+                lazy.append((offset, tensor))
+            elif isinstance(tensor, oir.ExternalTensor):
                 copy_tensor(tensor, target, offset)
             else:
                 write_at(target, to_buffer(tensor), offset)
+        write_lazy(target, lazy)
+
+
+def _files(tensor: oir.TensorProtocol) -> tuple[str, ...]:
+    """Return the files that the bytes of *tensor* come from."""
+    if isinstance(tensor, LazyTensor):
+        return tensor.files
+    return (str(tensor.path),) if isinstance(tensor, oir.ExternalTensor) else ()
 
 
 def _inline_bytes(tensors: list[oir.TensorProtocol]) -> int:

@@ -78,7 +78,7 @@ def decode(data: bytes | npt.NDArray[np.uint8], dtype: oir.DataType, dims: Seque
     return freeze(np.frombuffer(data, np.dtype(dtype.numpy()).newbyteorder("<")).reshape(dims))
 
 
-class _FrozenTensor(oir.TensorProtocol):
+class FrozenTensor(oir.TensorProtocol):
     """Base of the tensors made by lower: their data, type and shape never change."""
 
     __slots__ = ("_dims", "_dtype", "_metadata", "_metadata_props", "doc_string", "name")
@@ -133,6 +133,10 @@ class _FrozenTensor(oir.TensorProtocol):
         """Bytes of the dense tensor in a file."""
         return byte_size(self._dtype, self._dims)
 
+    def described(self, **_about: Any) -> FrozenTensor:  # noqa: ANN401 - as above
+        """Return the same tensor with another name, documentation and metadata, where it can have some."""
+        return self
+
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.asarray(self.numpy(), dtype=dtype, copy=copy)
 
@@ -146,7 +150,7 @@ class _FrozenTensor(oir.TensorProtocol):
         return f"{type(self).__name__}<{self._dtype},{list(self._dims)}>(name={self.name!r})"
 
 
-class RawTensor(_FrozenTensor):
+class RawTensor(FrozenTensor):
     """A tensor that stood inline in a file, as the bytes of ``raw_data``."""
 
     __slots__ = ("_data",)
@@ -168,8 +172,12 @@ class RawTensor(_FrozenTensor):
         """Return the bytes without a copy."""
         return self._data
 
+    def described(self, **about: Any) -> RawTensor:  # noqa: ANN401 - as the base class
+        """Return the same tensor with another name, documentation and metadata."""
+        return RawTensor(self._data, self._dtype, self._dims, **about)
 
-class SparseTensor(_FrozenTensor):
+
+class SparseTensor(FrozenTensor):
     """A tensor kept as its non-zero values and their places; it becomes dense only when it is read.
 
     Attributes:
@@ -292,8 +300,8 @@ def describe(
         "doc_string": doc_string or None,
         "metadata_props": dict(metadata_props) or None,
     }
-    if isinstance(tensor, RawTensor):
-        return RawTensor(tensor.raw, tensor.dtype, tensor.shape.numpy(), **about)
+    if isinstance(tensor, FrozenTensor):
+        return tensor.described(**about)
     if isinstance(tensor, oir.StringTensor):
         return string_tensor(list(tensor.string_data()), tensor.shape.numpy(), **about)
     if isinstance(tensor, oir.ExternalTensor):
@@ -308,8 +316,6 @@ def describe(
         )
         copy.meta.update(tensor.meta)
         return copy
-    if isinstance(tensor, SparseTensor):
-        return tensor
     return oir.Tensor(freeze(np.asarray(tensor.numpy())), dtype=tensor.dtype, **about)
 
 
