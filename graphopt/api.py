@@ -37,6 +37,8 @@ class PassInfo:
         conflicts: Facts that must not hold when this pass starts.
         preserves: Analyses that stay valid although the pass changed the model.
         min_opset: Lowest version of the default domain that the pass can work on; 1 means any.
+        lossy: Whether the pass changes what the model computes on purpose (pruning, low rank). The SQNR of a
+            result behind such a step is reported, but held to no limit that nobody asked for.
     """
 
     name: str
@@ -46,6 +48,7 @@ class PassInfo:
     conflicts: frozenset[str] = frozenset()
     preserves: frozenset[str] = frozenset()
     min_opset: int = 1
+    lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Context:
         target: What is compiled for.
         dims: Sizes bound to symbolic dims by the user.
         seed: Seed for everything random.
+        criteria: Criteria of importance by name, as plugins registered them; for passes that prune.
+        channel_rules: Rules for the channels of custom operators by name, as plugins registered them.
     """
 
     def __init__(
@@ -84,11 +89,15 @@ class Context:
         analyses: Mapping[str, Analysis],
         dims: Mapping[str, int] | None = None,
         seed: int = 0,
+        criteria: Mapping[str, Any] | None = None,
+        channel_rules: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.target = target
         self.dims: Mapping[str, int] = dict(dims or {})
         self.seed = seed
+        self.criteria: Mapping[str, Any] = criteria or {}
+        self.channel_rules: Mapping[str, Any] = channel_rules or {}
         self._analyses = analyses
         self._progress = progress
         self._model: Model | None = None

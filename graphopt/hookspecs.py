@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from graphopt.api import Analysis, Gate, Instrument, Pass
     from graphopt.calibrate.sources import DataSource, SourceRequest
+    from graphopt.passes.pruning.criterion import Criterion
     from graphopt.record import RunRecord
 
 hookspec = pluggy.HookspecMarker("graphopt")
@@ -56,3 +57,13 @@ def graphopt_register_reporters() -> Mapping[str, str | Callable[[RunRecord, Pat
 @hookspec
 def graphopt_register_targets() -> Mapping[str, str | Path]:  # type: ignore[empty-body]
     """Return targets by name: the path of a TOML file, or ``"package:file.toml"``."""
+
+
+@hookspec
+def graphopt_register_criteria() -> Mapping[str, str | type[Criterion]]:  # type: ignore[empty-body]
+    """Return criteria by name: how much each unit of a family matters, for passes that prune."""
+
+
+@hookspec
+def graphopt_register_channel_rules() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """Return rules for custom operators by name: how their channels are tied, and what a cut rewrites."""

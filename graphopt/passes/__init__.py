@@ -40,3 +40,14 @@ def graphopt_register_gates() -> dict[str, str]:
         "size": "graphopt.pipeline.gates:SizeGate",
         "latency": "graphopt.pipeline.gates:LatencyGate",
     }
+
+
+@hookimpl
+def graphopt_register_criteria() -> dict[str, str]:
+    """Return the criteria of importance that passes which prune may be asked for."""
+    return {
+        "l1": "graphopt.passes.pruning.criteria:L1",
+        "l2": "graphopt.passes.pruning.criteria:L2",
+        "product-of-norms": "graphopt.passes.pruning.criteria:ProductOfNorms",
+        "random": "graphopt.passes.pruning.criteria:Random",
+    }

@@ -142,6 +142,8 @@ class Manager:
             analyses=self.registry.analyses,
             dims=self.dims,
             seed=self.seed,
+            criteria=self.registry.criteria,
+            channel_rules=self.registry.channel_rules,
             progress=self.progress,
         )
 

@@ -50,6 +50,8 @@ _KINDS = {
     "graphopt_register_data_sources": ("data_sources", "data source"),
     "graphopt_register_reporters": ("reporters", "reporter"),
     "graphopt_register_targets": ("targets", "target"),
+    "graphopt_register_criteria": ("criteria", "criterion"),
+    "graphopt_register_channel_rules": ("channel_rules", "channel rule"),
 }
 
 

@@ -147,6 +147,8 @@ class Registry:
         )
         self.reporters: Table[Callable[[RunRecord, Path], None]] = Table("reporter", _check_callable)
         self.targets: Table[str | Path] = Table("target", _check_target)
+        self.criteria: Table[Any] = Table("criterion", _check_callable)
+        self.channel_rules: Table[Any] = Table("channel rule", _check_object)
         self.plugins: tuple[PluginInfo, ...] = ()
         self.warnings: tuple[str, ...] = ()
         self.local: Path | None = None
@@ -181,7 +183,8 @@ def _import_reference(reference: str, where: str) -> object:
 
 
 def _plural(kind: str) -> str:
-    return {"pass": "passes", "analysis": "analyses"}.get(kind, f"{kind}s")
+    irregular = {"pass": "passes", "analysis": "analyses", "criterion": "criteria"}
+    return irregular.get(kind, f"{kind}s")
 
 
 def _check_pass(name: str, value: object) -> Sequence[str]:
@@ -221,6 +224,10 @@ def _check_options(options: object) -> Sequence[str]:
 
 def _check_callable(name: str, value: object) -> Sequence[str]:
     return () if callable(value) else (f"expected a function or class for {name!r}, got {value!r}",)
+
+
+def _check_object(name: str, value: object) -> Sequence[str]:
+    return (f"expected a rule for {name!r}, got None",) if value is None else ()
 
 
 def _check_target(name: str, value: object) -> Sequence[str]:

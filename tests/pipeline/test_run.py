@@ -47,6 +47,25 @@ def test_a_result_that_the_runtime_finds_invalid_fails_the_validation(tmp_path: 
     assert not (tmp_path / "o.onnx").exists()
 
 
+@pytest.mark.parametrize("lossy", [False, True])
+def test_a_lossy_step_is_reported_but_held_to_no_limit(tmp_path: Path, lossy: bool) -> None:
+    plugin = tmp_path / "bend.py"
+    plugin.write_text(
+        CUT.replace("numpy()[:3]", "numpy() * 3.0 - 1.0")
+        .replace('"cut"', '"bend"')
+        .replace("summary=", f"lossy={lossy}, summary="),
+        encoding="utf-8",
+    )
+    if not lossy:
+        with pytest.raises(GateFailed, match="differs from the original"):
+            run(tiny(), "bend", out=tmp_path / "o.onnx", local_plugins=plugin)
+        return
+    record = run(tiny(), "bend", out=tmp_path / "o.onnx", local_plugins=plugin).report
+    assert record.validation is not None
+    assert any(output.sqnr_db is not None and output.sqnr_db < 30 for output in record.validation.outputs)
+    assert any("bend changed on purpose" in warning for warning in record.warnings)
+
+
 def test_a_crash_while_validating_is_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def crash(*_: object, **__: object) -> NoReturn:
         raise WorkerError("the child process crashed (signal SIGSEGV)", hint="Try again")

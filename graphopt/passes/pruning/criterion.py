@@ -1,0 +1,110 @@
+"""What a criterion of importance is, and what it may look at.
+
+A criterion gives each unit of a family a number from 0; larger matters more. Numbers are compared inside one
+family only: the allocation normalises them before it compares families.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One axis of a constant that a family runs through.
+
+    Attributes:
+        name: Name of the initializer.
+        array: Its content, read-only.
+        axis: The axis that the family's units lie on.
+        units: Unit of each index of that axis, -1 where no unit of the family touches it.
+        role: "producer" (its output carries the units), "consumer" (it contracts them) or "follower" (it goes
+            along: biases, normalisation parameters, depthwise kernels).
+    """
+
+    name: str
+    array: npt.NDArray[Any]
+    axis: int
+    units: npt.NDArray[np.intp]
+    role: str
+
+    def sums(self, power: int, size: int) -> npt.NDArray[np.float64]:
+        """Return the sum of ``|w| ** power`` over everything that belongs to each unit; [size]."""
+        other = tuple(axis for axis in range(self.array.ndim) if axis != self.axis)
+        magnitudes = np.abs(self.array.astype(np.float64))
+        per_index = (magnitudes if power == 1 else magnitudes**power).sum(axis=other)
+        return per_unit(per_index, self.units, size)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """One place where the activations of a family are summed over.
+
+    Attributes:
+        value: Name of the activation.
+        axis: Its axis that is contracted.
+        units: Unit of each index of that axis, -1 where the family does not touch it.
+        weight: What it is multiplied with, where that is a constant.
+    """
+
+    value: str
+    axis: int
+    units: npt.NDArray[np.intp]
+    weight: Weight | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One family as a criterion sees it.
+
+    Attributes:
+        name: Name of the family.
+        kind: "channels", "heads", "head_dims" or "hidden".
+        size: Number of units.
+        weights: The constants that carry its units, each axis once.
+        contractions: Where its activations are summed over.
+        statistics: What was asked for by ``needs``, or None for criteria that need no data.
+        seed: Seed of the run.
+    """
+
+    name: str
+    kind: str
+    size: int
+    weights: tuple[Weight, ...] = ()
+    contractions: tuple[Contraction, ...] = ()
+    statistics: Any = None
+    seed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def of_role(self, role: str) -> tuple[Weight, ...]:
+        """Return the weights of one role."""
+        return tuple(weight for weight in self.weights if weight.role == role)
+
+
+class Criterion(ABC):
+    """How much each unit of a family matters. Stateless; the same subject gives the same numbers."""
+
+    def needs(self, subject: Subject) -> Any:  # noqa: ANN401, ARG002 - the default of what others override
+        """Return the statistics to collect for *subject* (``graphopt.calibrate.needs.Needs``), or None."""
+        return None
+
+    @abstractmethod
+    def scores(self, subject: Subject) -> npt.NDArray[np.float64] | Sequence[float]:
+        """Return a number from 0 for each unit; larger matters more."""
+
+
+def per_unit(
+    per_index: npt.NDArray[np.float64], units: npt.NDArray[np.intp], size: int
+) -> npt.NDArray[np.float64]:
+    """Return the sum of *per_index* over the indices of each unit; [size]."""
+    touched = units >= 0
+    return np.bincount(units[touched], weights=per_index[touched], minlength=size)
