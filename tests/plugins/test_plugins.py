@@ -166,6 +166,14 @@ def test_every_kind_can_be_registered(tmp_path: Path) -> None:
             @hookimpl
             def graphopt_register_targets():
                 return {"my-target": "json:my-target.toml"}
+
+            @hookimpl
+            def graphopt_register_criteria():
+                return {"taste": "json:JSONEncoder"}
+
+            @hookimpl
+            def graphopt_register_channel_rules():
+                return {"my-op": "json:JSONDecoder"}
             """,
         )
     )
@@ -178,7 +186,10 @@ def test_every_kind_can_be_registered(tmp_path: Path) -> None:
         "data_sources": {"source"},
         "reporters": {"html"},
         "targets": {"my-target"},
+        "criteria": {"taste"},
+        "channel_rules": {"my-op"},
     }
+    assert registry.criteria["taste"] is json.JSONEncoder
     assert registry.table("reporters")["html"] is json.dumps
     assert registry.targets["my-target"] == "json:my-target.toml"
     with pytest.raises(
