@@ -100,11 +100,50 @@ class LatencyRecord(Record):
     noise_ratio: float
 
 
+class LeftoverRecord(Record):
+    """A DequantizeLinear in front of a float node; ``holds`` is "weight" or "activation"."""
+
+    node: str
+    before: str
+    op_type: str
+    holds: str
+
+
+class FallbackRecord(Record):
+    """A quantised node that the runtime computes in float, and why as far as the graph shows it."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+class StructureRecord(Record):
+    """What the runtime makes of a quantised model at its highest optimization level, each by operator.
+
+    ``quantised`` counts nodes of the model, everything else nodes of the runtime's own form of it.
+    ``problem`` says why that form could not be read; the counts are then empty.
+    """
+
+    provider: str
+    quantised: dict[str, int] = Field(default_factory=dict)
+    kernels: dict[str, int] = Field(default_factory=dict)
+    dequantize_before: dict[str, int] = Field(default_factory=dict)
+    fallbacks: dict[str, int] = Field(default_factory=dict)
+    off_provider: dict[str, int] = Field(default_factory=dict)
+    integer_kernels: int = 0
+    dequantize_before_compute: int = 0
+    fallback: int = 0
+    leftovers: list[LeftoverRecord] = Field(default_factory=list)
+    fallen: list[FallbackRecord] = Field(default_factory=list)
+    problem: str = ""
+
+
 class ValidationRecord(Record):
     """Original against result on one execution provider.
 
     ``outputs`` holds each output at its worse level; ``levels`` all of them by level of the runtime's own
-    optimizer (``all``, ``none``). ``problems`` says in sentences what did not hold.
+    optimizer (``all``, ``none``). ``problems`` says in sentences what did not hold. ``structure`` is null
+    where nothing in the result is quantised.
     """
 
     outputs: list[OutputRecord] = Field(default_factory=list)
@@ -115,6 +154,7 @@ class ValidationRecord(Record):
     passed: bool = True
     problems: list[str] = Field(default_factory=list)
     levels: dict[str, list[OutputRecord]] = Field(default_factory=dict)
+    structure: StructureRecord | None = None
 
 
 class ErrorRecord(Record):

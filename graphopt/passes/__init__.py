@@ -39,6 +39,7 @@ def graphopt_register_gates() -> dict[str, str]:
         "numeric": "graphopt.pipeline.gates:NumericGate",
         "size": "graphopt.pipeline.gates:SizeGate",
         "latency": "graphopt.pipeline.gates:LatencyGate",
+        "structure": "graphopt.pipeline.structure_gate:StructureGate",
     }
 
 

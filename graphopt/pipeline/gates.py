@@ -73,7 +73,7 @@ class NumericGate(Gate):
                 before,
                 after,
                 feeds,
-                provider=_provider(context),
+                provider=provider_of(context),
                 min_sqnr_db=options.min_sqnr_db,
                 max_abs=options.max_abs,
                 measure_latency=False,
@@ -139,7 +139,7 @@ class LatencyGate(Gate):
             _as_files(original, candidate) as (before, after),
             _blamed(before, [feed], context),
         ):
-            latency = measure_latency(before, after, feed, _provider(context))
+            latency = measure_latency(before, after, feed, provider_of(context))
         limit = self.options.max_ratio
         note = f"two runs of the original differ by a ratio of {latency.noise_ratio:.3f}"
         return (
@@ -169,14 +169,14 @@ def _blamed(original: Path, feeds: Iterable[Feeds], context: Context) -> Iterato
     try:
         yield
     except (ProviderError, DataError, InvalidModelError) as error:
-        if why_not_executable(original, feeds, provider=_provider(context), dims=context.dims) is not None:
+        if why_not_executable(original, feeds, provider=provider_of(context), dims=context.dims) is not None:
             raise
         raise GateFailed(
             f"the original runs, the result does not: {error.message}", hint=error.hint
         ) from error
 
 
-def _provider(context: Context) -> str:
+def provider_of(context: Context) -> str:
     """Return the target's provider where it is installed, else the CPU's."""
     from graphopt.runtime.providers import available
 

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, OptionError
-from graphopt.record import LatencyRecord, OutputRecord, ValidationRecord
+from graphopt.record import (
+    FallbackRecord,
+    LatencyRecord,
+    LeftoverRecord,
+    OutputRecord,
+    StructureRecord,
+    ValidationRecord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -154,10 +161,14 @@ def compare_files(
     max_abs: float | None = None,
     max_latency_ratio: float | None = None,
     measure_latency: bool = True,
+    structure: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> tuple[ValidationRecord, tuple[str, ...]]:
-    """Return the comparison of two files as a record, and its warnings; arguments as :func:`validate`."""
+    """Return the comparison of two files as a record, and its warnings; arguments as :func:`validate`.
+
+    With *structure*, the record says what the runtime makes of *optimized* where that is quantised.
+    """
     from graphopt.runtime.validate import validate_models
 
     validation = validate_models(
@@ -173,7 +184,31 @@ def compare_files(
         on_progress=on_progress,
         on_stage=on_stage,
     )
-    return _as_record(validation), validation.warnings
+    record = _as_record(validation)
+    if structure and validation.levels:
+        record.structure = structure_record(optimized, provider)
+    return record, validation.warnings
+
+
+def structure_record(model: Path, provider: str) -> StructureRecord | None:
+    """Return what the runtime makes of *model* as a record, or None where nothing in it is quantised.
+
+    Raises:
+        GraphoptError: As :func:`graphopt.runtime.structure.structure_of`.
+    """
+    from graphopt.runtime.structure import structure_of
+
+    found = structure_of(model, provider=provider)
+    if found is None:
+        return None
+    return StructureRecord(
+        **{key: value for key, value in asdict(found).items() if key not in {"leftovers", "fallen"}},
+        integer_kernels=found.integer_kernels,
+        dequantize_before_compute=found.dequantize_before_compute,
+        fallback=found.fallback,
+        leftovers=[LeftoverRecord(**asdict(each)) for each in found.leftovers],
+        fallen=[FallbackRecord(**asdict(each)) for each in found.fallen],
+    )
 
 
 def why_not_executable(
@@ -181,7 +216,9 @@ def why_not_executable(
 ) -> GraphoptError | None:
     """Return why *original* cannot be run here, or None where it can: then the other model is to blame."""
     try:
-        compare_files(original, original, feeds, provider=provider, dims=dims, measure_latency=False)
+        compare_files(
+            original, original, feeds, provider=provider, dims=dims, measure_latency=False, structure=False
+        )
     except GraphoptError as error:
         return error
     return None

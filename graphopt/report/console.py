@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from graphopt.report.structure import fallback_lines, structure_lines
 from graphopt.report.units import (
     format_bytes,
     format_change,
@@ -132,6 +133,9 @@ def validation_summary(validation: ValidationRecord, *, levels: bool = False) ->
     for title, outputs in tables.items():
         parts += [Text(title, style="bold"), *_outputs(outputs)]
     parts.extend(filter(None, [_placement(validation)]))
+    if validation.structure is not None:
+        parts.extend(Text(line) for line in structure_lines(validation.structure))
+        parts.extend(Text(f"  {line}", style="dim") for line in fallback_lines(validation.structure))
     parts.extend(Text(problem, style="red") for problem in validation.problems)
     return Group(*parts)
 

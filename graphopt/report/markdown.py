@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.report.json import write_whole
+from graphopt.report.structure import fallback_lines, structure_lines
 from graphopt.report.units import (
     format_bytes,
     format_change,
@@ -130,6 +131,10 @@ def _validation(validation: ValidationRecord) -> Iterator[str]:
             f"Latency {format_seconds(latency.before_s)} before, {format_seconds(latency.after_s)} after: "
             f"{latency.ratio:.3f}x (noise of an A/A pair {latency.noise_ratio:.3f}x)."
         )
+        yield ""
+    if validation.structure is not None:
+        yield from (f"- {_cell(line)}" for line in structure_lines(validation.structure))
+        yield from (f"  - {_cell(line)}" for line in fallback_lines(validation.structure))
         yield ""
 
 

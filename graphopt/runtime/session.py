@@ -31,6 +31,8 @@ Feeds = Mapping[str, Value]
 
 _FATAL = 4  # onnxruntime's highest log severity: its warnings are not ours
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+_EXTERNAL_FILE = "session.optimized_model_external_initializers_file_name"
+_EXTERNAL_MIN_BYTES = "session.optimized_model_external_initializers_min_size_in_bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def open_session(
     optimization: Level = "all",
     threads: int = 1,
     record_placement: bool = False,
+    optimized_path: Path | None = None,
     where: str = "",
 ) -> Session:
     """Make a session for *model*.
@@ -84,6 +87,7 @@ def open_session(
         optimization: "none" runs the graph as it stands, "all" lets onnxruntime rewrite it.
         threads: Threads of one operator; 1 runs everything in the calling thread.
         record_placement: Whether :meth:`Session.placement` will be asked.
+        optimized_path: Where to write the model as the runtime rewrote it, with weights in a file beside it.
         where: How errors name the model; by default its path.
 
     Raises:
@@ -101,7 +105,15 @@ def open_session(
             raise PathError("the file does not exist", where=where)
         if model.is_dir():
             raise PathError("expected an ONNX file, got a directory", where=where)
-    return Session(model, resolved, optimization, threads, record_placement, where or "the model in memory")
+    return Session(
+        model,
+        resolved,
+        optimization,
+        threads,
+        record_placement,
+        where or "the model in memory",
+        optimized_path=optimized_path,
+    )
 
 
 class Session:
@@ -122,6 +134,8 @@ class Session:
         threads: int,
         record_placement: bool,
         where: str,
+        *,
+        optimized_path: Path | None = None,
     ) -> None:
         import onnxruntime as ort
 
@@ -147,6 +161,11 @@ class Session:
         self._recording = record_placement
         if record_placement:
             self._record(options)
+        if optimized_path is not None:
+            options.optimized_model_filepath = str(optimized_path)
+            # A model above 2 GB cannot be one file.
+            options.add_session_config_entry(_EXTERNAL_FILE, f"{optimized_path.name}.data")
+            options.add_session_config_entry(_EXTERNAL_MIN_BYTES, "1024")
         names = [provider.ort_name]
         if provider.name != "cpu":
             names.append("CPUExecutionProvider")

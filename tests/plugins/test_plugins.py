@@ -68,7 +68,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "graphsurgeon-script",
     )
     assert set(registry.analyses) == {"shapes", "cost"}
-    assert set(registry.gates) == {"numeric", "size", "latency"}
+    assert set(registry.gates) == {"numeric", "size", "latency", "structure"}
     assert registry.warnings == ()
 
 
