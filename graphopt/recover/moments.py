@@ -1,0 +1,178 @@
+"""Second moments of rows and targets: all that a least squares problem needs to know of its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from graphopt.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over pairs of a row ``x`` [d] and a target ``y`` [m]; they are merged by addition.
+
+    Attributes:
+        count: Number of pairs.
+        rows_sum: [d] sum of x.
+        targets_sum: [m] sum of y.
+        gram: [d, d] sum of x x^T.
+        cross: [d, m] sum of x y^T.
+        energy: [m] sum of y squared.
+    """
+
+    count: int
+    rows_sum: Matrix
+    targets_sum: Matrix
+    gram: Matrix
+    cross: Matrix
+    energy: Matrix
+
+    @classmethod
+    def empty(cls, rows: int, targets: int) -> Self:
+        """Return the moments of no pairs at all of *rows* and *targets* columns."""
+        return cls(
+            0,
+            np.zeros(rows),
+            np.zeros(targets),
+            np.zeros((rows, rows)),
+            np.zeros((rows, targets)),
+            np.zeros(targets),
+        )
+
+    @classmethod
+    def of_gram(cls, count: int, gram: Matrix, weight: Matrix, bias: Matrix | None = None) -> Self:
+        """Return the moments whose targets are what a linear operator makes of its own rows.
+
+        Args:
+            count: Number of rows.
+            gram: [d + 1, d + 1] sum of r r^T over the rows with a one behind them.
+            weight: [m, d].
+            bias: [m], zero by default.
+        """
+        rows = gram.shape[0] - 1
+        affine = np.concatenate(
+            [weight, np.zeros((len(weight), 1)) if bias is None else bias[:, None]], axis=1
+        )
+        cross = gram @ affine.T
+        return cls(
+            count,
+            gram[:rows, rows].copy(),
+            cross[rows].copy(),
+            gram[:rows, :rows].copy(),
+            cross[:rows].copy(),
+            np.einsum("md,dm->m", affine, cross),
+        )
+
+    @property
+    def columns(self) -> int:
+        """Length d of a row."""
+        return int(self.gram.shape[0])
+
+    @property
+    def outputs(self) -> int:
+        """Length m of a target."""
+        return int(self.cross.shape[1])
+
+    def add(self, rows: npt.NDArray[Any], targets: npt.NDArray[Any]) -> None:
+        """Take in [n, d] rows and their [n, m] targets.
+
+        Products are summed in the precision of the rows (float32 activations: blocks of a few thousand rows
+        lose nothing that the ridge would keep) and accumulated in float64.
+
+        Raises:
+            DataError: The shapes do not belong together.
+        """
+        if rows.ndim != 2 or targets.ndim != 2 or len(rows) != len(targets):
+            raise DataError(
+                f"rows {list(rows.shape)} and targets {list(targets.shape)} do not belong together",
+                hint="The two models must compute the same values on the same inputs",
+            )
+        if rows.shape[1] != self.columns or targets.shape[1] != self.outputs:
+            raise DataError(
+                f"rows {list(rows.shape)} and targets {list(targets.shape)}; "
+                f"expected {self.columns} and {self.outputs} columns"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.count += len(rows)
+            self.rows_sum += rows.sum(axis=0, dtype=np.float64)
+            self.targets_sum += targets.sum(axis=0, dtype=np.float64)
+            self.gram += rows.T @ rows
+            self.cross += rows.T @ targets
+            self.energy += np.einsum("nm,nm->m", targets, targets, dtype=np.float64)
+
+    def merge(self, other: Moments) -> None:
+        """Take in what *other* has seen."""
+        self.count += other.count
+        for name in ("rows_sum", "targets_sum", "gram", "cross", "energy"):
+            getattr(self, name).__iadd__(getattr(other, name))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no row or target held NaN, an infinity, or numbers whose squares overflow."""
+        return all(
+            bool(np.isfinite(part).all()) for part in (self.rows_sum, self.cross, self.gram, self.energy)
+        )
+
+    @property
+    def rows_mean(self) -> Matrix:
+        """[d] mean row."""
+        return self.rows_sum / max(self.count, 1)
+
+    @property
+    def targets_mean(self) -> Matrix:
+        """[m] mean target."""
+        return self.targets_sum / max(self.count, 1)
+
+    @property
+    def covariance(self) -> Matrix:
+        """[d, d] of the rows (divided by their number)."""
+        mean = self.rows_mean
+        return self.gram / max(self.count, 1) - np.outer(mean, mean)
+
+    @property
+    def cross_covariance(self) -> Matrix:
+        """[d, m] of rows and targets."""
+        return self.cross / max(self.count, 1) - np.outer(self.rows_mean, self.targets_mean)
+
+    @property
+    def target_variance(self) -> float:
+        """Sum of the variances of the targets."""
+        mean = self.targets_mean
+        return float(max(np.sum(self.energy / max(self.count, 1) - mean * mean), 0.0))
+
+    def best_bias(self, weight: Matrix) -> Matrix:
+        """Return the bias [m] that is best for *weight* [m, d]: it makes the means agree."""
+        return self.targets_mean - weight @ self.rows_mean
+
+    def residual(self, weight: Matrix, bias: Matrix) -> float:
+        """Return the mean squared error of ``weight x + bias`` over the variance of the targets.
+
+        Args:
+            weight: [m, d].
+            bias: [m].
+
+        Returns:
+            0 for a perfect prediction, 1 for one that is no better than the mean. Where the targets are
+            constant: 0 where the prediction is, else infinity.
+        """
+        gap = bias + weight @ self.rows_mean - self.targets_mean
+        centred = self.cross_covariance
+        variance = self.target_variance
+        error = (
+            variance
+            - 2 * float(np.einsum("md,dm->", weight, centred))
+            + float(np.einsum("md,md->", weight @ self.covariance, weight))
+        )
+        total = max(error, 0.0) + float(gap @ gap)
+        scale = float(np.sum(self.energy)) / max(self.count, 1)
+        if variance <= 1e-12 * scale or variance == 0.0:
+            return 0.0 if total <= 1e-12 * max(scale, 1e-300) else float("inf")
+        return total / variance

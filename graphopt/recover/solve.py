@@ -1,0 +1,176 @@
+"""Ridge least squares that always has an answer: the weights that make up best for what was lost.
+
+With rows x, targets y, a weight W and a bias b the objective is
+
+    mean |W x + b - y|^2 + ridge * scale * |W - prior|^2,
+
+``scale`` being the mean variance of a column, so that ``ridge`` has no unit. The bias is free. Centred, the
+minimum is ``W - prior = (cov(x) + ridge * scale)^-1 (cov(x, y) - cov(x) prior)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from graphopt.recover.moments import Matrix, Moments
+
+RIDGE = 1e-3
+"""Default ridge (design/recovery.md; benchmarks/recovery.py)."""
+
+_HIGHEST_RIDGE = 1e3
+_LEAST_SCALE = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What came out of one solve.
+
+    Attributes:
+        weight: [m, d].
+        bias: [m].
+        residual_before: Relative mean squared error of the prior weight and bias.
+        residual_after: The same of the result.
+        ridge: The ridge that was needed; at least the one asked for.
+        notes: One sentence for everything that was not as it should be.
+    """
+
+    weight: Matrix
+    bias: Matrix
+    residual_before: float
+    residual_after: float
+    ridge: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Regular:
+    """A covariance made safe to invert.
+
+    Attributes:
+        matrix: [d, d] covariance with the ridge on its diagonal; positive definite.
+        ridge: The relative ridge that this took.
+        penalty: The ridge in the units of the covariance.
+        notes: Why it is more than what was asked for.
+    """
+
+    matrix: Matrix
+    ridge: float
+    penalty: float
+    notes: tuple[str, ...] = ()
+
+
+def regularise(covariance: Matrix, count: int, ridge: float, stage: str) -> Regular:
+    """Add a ridge to *covariance* that makes it positive definite.
+
+    Args:
+        covariance: [d, d], finite.
+        count: Rows that it was measured on. Fewer than d + 1 cannot determine d weights and a bias: the ridge
+            rises by (d + 1) / count.
+        ridge: What is added at least, times the mean variance of a column.
+        stage: How notes name the place.
+    """
+    size = covariance.shape[0]
+    notes = []
+    if count < size + 1:
+        risen = max(ridge, 1e-6) * (size + 1) / max(count, 1)
+        notes.append(
+            f"{stage}: {count} rows for {size + 1} unknowns; the ridge rises from {ridge:.3g} to {risen:.3g}"
+        )
+        ridge = risen
+    symmetric = (covariance + covariance.T) / 2
+    scale = max(float(np.trace(symmetric)) / max(size, 1), _LEAST_SCALE)
+    asked = ridge
+    while True:
+        penalty = ridge * scale
+        matrix = symmetric + penalty * np.eye(size)
+        if _is_positive_definite(matrix):
+            break
+        if ridge >= _HIGHEST_RIDGE:
+            # Nothing of the covariance is to be trusted: only its scale is kept.
+            matrix = scale * (1 + ridge) * np.eye(size)
+            break
+        ridge = max(10 * ridge, 1e-9)
+    if ridge > asked:
+        notes.append(f"{stage}: the Gram matrix is singular; the ridge rises from {asked:.3g} to {ridge:.3g}")
+    return Regular(matrix, ridge, penalty, tuple(notes))
+
+
+def _is_positive_definite(matrix: Matrix) -> bool:
+    try:
+        lower = np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    diagonal: Matrix = np.diag(lower)
+    # What Cholesky accepts with pivots at the rounding error of the largest has no digits left to solve with.
+    return bool(diagonal.size == 0 or np.min(diagonal) > 1e-8 * np.max(diagonal))
+
+
+def solve(
+    moments: Moments,
+    prior_weight: Matrix,
+    prior_bias: Matrix,
+    *,
+    stage: str,
+    ridge: float = RIDGE,
+    columns: Matrix | None = None,
+) -> Solution:
+    """Return the weight and bias that map rows to targets best.
+
+    Args:
+        moments: Rows of the model as it is now, and the targets that it should hit.
+        prior_weight: [m, d] what the ridge pulls towards: the weight as it was.
+        prior_bias: [m] bias as it was.
+        stage: How notes name the place.
+        ridge: See the module.
+        columns: Indices of the columns that may be used, ascending; the others get the weight zero. All by
+            default.
+
+    Returns:
+        A solution in any case: where data are missing or not finite it is the prior, with a note.
+    """
+    weight = prior_weight.astype(np.float64)
+    if columns is not None:
+        mask = np.zeros(moments.columns, bool)
+        mask[columns] = True
+        weight = np.where(mask, weight, 0.0)
+    if not moments.is_finite:
+        note = f"{stage}: activations are not finite; the weights stay"
+        return Solution(weight, prior_bias, float("nan"), float("nan"), ridge, (note,))
+    before = moments.residual(weight, prior_bias)
+    if moments.count == 0:
+        return Solution(weight, prior_bias, before, before, ridge, (f"{stage}: no rows; the weights stay",))
+    chosen = np.arange(moments.columns) if columns is None else np.asarray(columns)
+    covariance = moments.covariance
+    regular = regularise(covariance[np.ix_(chosen, chosen)], moments.count, ridge, stage)
+    wanted = moments.cross_covariance[chosen] - covariance[np.ix_(chosen, chosen)] @ weight[:, chosen].T
+    notes = regular.notes
+    with np.errstate(all="ignore"):
+        delta = np.linalg.solve(regular.matrix, wanted).T
+    if not np.isfinite(delta).all():
+        delta = np.zeros_like(delta)
+        notes = (*notes, f"{stage}: the solve gave non-finite weights; they stay")
+    result = weight.copy()
+    result[:, chosen] += delta
+    bias = moments.best_bias(result)
+    return Solution(result, bias, before, moments.residual(result, bias), regular.ridge, notes)
+
+
+def refit_bias(moments: Moments, weight: Matrix, bias: Matrix, *, stage: str) -> Solution:
+    """Return *weight* with the bias that is best for it: least squares in the bias alone.
+
+    Args:
+        moments: As for :func:`solve`.
+        weight: [m, d].
+        bias: [m] bias as it was; kept where the data are missing or not finite.
+        stage: How notes name the place.
+    """
+    if not moments.is_finite or moments.count == 0:
+        reason = "no rows" if moments.is_finite else "activations are not finite"
+        nan = float("nan")
+        return Solution(weight, bias, nan, nan, 0.0, (f"{stage}: {reason}; the bias stays",))
+    best = moments.best_bias(weight)
+    return Solution(weight, best, moments.residual(weight, bias), moments.residual(weight, best), 0.0)
