@@ -91,19 +91,20 @@ def has_constant_codes(node: oir.Node) -> bool:
         if constant_of(value) is not None:
             return True
         producer = value.producer()
-        value = input_at(producer, 0) if producer is not None and _moves(producer) else None
+        value = input_at(producer, 0) if producer is not None and moves(producer) else None
     return False
 
 
 def _source(value: oir.Value | None) -> oir.Node | None:
     node = None if value is None else value.producer()
-    while node is not None and _moves(node):
+    while node is not None and moves(node):
         moved = input_at(node, 0)
         node = None if moved is None else moved.producer()
     return node
 
 
-def _moves(node: oir.Node) -> bool:
+def moves(node: oir.Node) -> bool:
+    """Return whether *node* moves all elements of its first input and changes none."""
     return node.op_type in _MOVES and domain_of(node) in _KNOWN_DOMAINS
 
 
@@ -123,7 +124,7 @@ def wrapping(node: oir.Node) -> Wrapping | None:
     a DequantizeLinear too, or, for a node without such a weight, everything that it reads does and everything
     that reads it is a QuantizeLinear. What lies between a quantised and a float node is neither.
     """
-    if _is_quantiser(node) or is_integer(node) or _moves(node) or is_clamp(node) or _skipped(node):
+    if _is_quantiser(node) or is_integer(node) or moves(node) or is_clamp(node) or _skipped(node):
         return None
     weights = {index for index, _ in dequantised_weights(node)}
     data = list(_data_inputs(node, weights))

@@ -6,6 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydantic resolves it
+
 
 class RuntimeLimits(BaseModel):
     """Highest versions that one release of the runtime loads.
@@ -36,6 +38,8 @@ class Target(BaseModel):
         provider: graphopt's name of the provider that runs it ("cpu").
         sources: Where the numbers of each table come from, by table name.
         runtime_limits: One row a release, in ascending order.
+        dequantize: Which DequantizeLinear nodes of stored weights the runtime fuses; None where that is not
+            known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +49,7 @@ class Target(BaseModel):
     provider: str = Field(min_length=1)
     sources: dict[str, str]
     runtime_limits: tuple[RuntimeLimits, ...] = Field(min_length=1)
+    dequantize: DequantizeRules | None = None
 
     @field_validator("sources")
     @classmethod
@@ -61,6 +66,12 @@ class Target(BaseModel):
         releases = [release_key(limits.release) for limits in self.runtime_limits]
         if releases != sorted(set(releases)):
             raise ValueError("runtime_limits must be in ascending order of release, each once")
+        return self
+
+    @model_validator(mode="after")
+    def _every_rule_has_a_source(self) -> Self:
+        if self.dequantize is not None and "dequantize" not in self.sources:
+            raise ValueError("sources.dequantize must say where its rules come from")
         return self
 
     def runtime_limits_for(self, runtime_version: str) -> RuntimeLimits:

@@ -1,0 +1,1 @@
+"""Helpers of passes over weights that are stored as codes."""
