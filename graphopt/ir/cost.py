@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 UNUSED = "(unused)"
 GRAPH_OUTPUT = "(graph output)"
 
-_NOT_PARAMETERS = frozenset({
+NOT_PARAMETERS = frozenset({
     oir.DataType.BOOL, oir.DataType.STRING, oir.DataType.INT16, oir.DataType.UINT16, oir.DataType.INT32,
     oir.DataType.UINT32, oir.DataType.INT64, oir.DataType.UINT64,
 })  # fmt: skip
+"""Element types of what is no parameter, unless an operator uses it as bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ def _constant_values(model: Model) -> Iterator[tuple[oir.Value, oir.TensorProtoc
 def _parameters(value: oir.Value, tensor: oir.TensorProtocol) -> int:
     size = math.prod(tensor.shape.numpy())
     roles = [(user, weight_roles(user).get(index)) for user, index in value.uses()]
-    if tensor.dtype in _NOT_PARAMETERS:
+    if tensor.dtype in NOT_PARAMETERS:
         return size if any(role is WeightRole.BIAS for _, role in roles) else 0
     for user, role in roles:
         if user.op_type == "MatMulNBits" and role is WeightRole.WEIGHT:
