@@ -1,0 +1,226 @@
+"""The oracle: on every prune, the masked original against the pruned model, run on onnxruntime.
+
+What it proves: the pruned model computes what the original computes with the removed channels set to zero
+wherever they are summed over. What makes the proof more than words: weights that are one number throughout
+are made random in both copies (a zero-initialised head would agree with anything), and the pruned model must
+differ from the dense one; where it does not, because what was removed was dead already, the elements of all
+weights are shuffled in both copies, and then it must.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt.errors import GraphoptError, PassFailed
+from graphopt.passes.pruning.masked import mask_model, randomise_constants, shuffle_weights
+from graphopt.runtime.compare import Comparator
+from graphopt.runtime.session import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx_ir as oir
+
+    from graphopt.ir import Model
+    from graphopt.passes.pruning.masked import Describe, Kept, Mask
+    from graphopt.runtime.session import Feeds, Value
+
+TOLERANCE = 1e-5
+"""Largest relative error for float32: rounding in another order leaves about 1e-6 (benchmarks/zoo)."""
+
+_EVIDENCE = 10.0  # the pruned model must differ from the dense one by so many tolerances
+_TOLERANCES = {"FLOAT16": 2e-2, "BFLOAT16": 1e-1}
+_LARGE_BYTES = 256 << 20  # models from this size go through a file, not through one more copy in memory
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one comparison found.
+
+    Attributes:
+        error: Largest relative error over all outputs: max |masked - pruned| / max |masked|.
+        difference: The same between dense and pruned: what shows that something was pruned at all.
+        tolerance: What *error* is held to.
+        feeds: Number of feeds.
+        randomised: Weights that were one number throughout, made random in both copies.
+        shuffled: Whether all weights had to be shuffled for the pruned model to differ.
+        output: The output with the largest error.
+    """
+
+    error: float
+    difference: float
+    tolerance: float
+    feeds: int
+    randomised: int
+    shuffled: bool
+    output: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the models agree."""
+        return self.error <= self.tolerance
+
+    def record(self) -> dict[str, object]:
+        """Return it ready for the report."""
+        return {
+            "relative_error": self.error,
+            "relative_difference_to_dense": self.difference,
+            "tolerance": self.tolerance,
+            "feeds": self.feeds,
+            "constant_weights_randomised": self.randomised,
+            "weights_shuffled": self.shuffled,
+            "passed": self.passed,
+        }
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be proven: that a cut equals masking.
+
+    Attributes:
+        cut: Cuts a clone of the model in place.
+        masks: What to multiply onto activations: (value, axis, 0/1 of each index).
+        compressed: Outputs of nodes that norm or reduce a cut axis.
+        kept: Which indices of a value stay, by name and axis.
+        describe: Gives rank and element type of a value by its name.
+    """
+
+    cut: Callable[[Model], None]
+    masks: Sequence[Mask]
+    compressed: Sequence[str]
+    kept: Mapping[str, Kept]
+    describe: Describe
+
+
+def judge(
+    model: Model, claim: Claim, feeds: Sequence[Feeds], *, seed: int, pruned: Model | None = None
+) -> Verdict:
+    """Return how far the pruned model is from the masked original.
+
+    Args:
+        model: The model before the cut; not changed.
+        claim: The cut and the masks that should equal it.
+        feeds: What to run.
+        seed: Seed of the random weights.
+        pruned: The pruned model, where it is there already; it is used if no weight has to be random.
+
+    Raises:
+        PassFailed: The pruned model cannot run, or nothing shows that it differs from the dense one.
+        DataError: The original cannot run on the feeds.
+        ProviderError: The runtime refuses the original.
+    """
+    subject = model.clone()
+    randomised = randomise_constants(subject, seed)
+    verdict = _compare(subject, claim, feeds, len(randomised), None if randomised else pruned, shuffled=False)
+    if verdict.passed and verdict.difference <= _EVIDENCE * verdict.tolerance:
+        # What was removed was dead, or its effect is too small to be seen: make it matter.
+        shuffle_weights(subject, seed)
+        again = _compare(subject, claim, feeds, len(randomised), None, shuffled=True)
+        if again.difference <= _EVIDENCE * again.tolerance:
+            raise PassFailed(
+                "the oracle proves nothing: the pruned model does not differ from the dense one, even with"
+                f" shuffled weights (relative difference {again.difference:.2g})",
+                hint="Give real inputs with --data, protect what is without effect, or set oracle=false",
+            )
+        if not again.passed or again.error > verdict.error:
+            return again
+        return Verdict(**{**vars(verdict), "shuffled": True, "difference": again.difference})
+    return verdict
+
+
+def _compare(
+    subject: Model,
+    claim: Claim,
+    feeds: Sequence[Feeds],
+    randomised: int,
+    pruned: Model | None,
+    *,
+    shuffled: bool,
+) -> Verdict:
+    if pruned is None:
+        pruned = subject.clone()
+        claim.cut(pruned)
+    masked = subject.clone()
+    attributes = _attributes_of(pruned, claim.compressed)
+    mask_model(masked, claim.masks, attributes, claim.kept, claim.describe)
+    dense_outputs = _run(subject, feeds, "the original")
+    masked_outputs = _run(masked, feeds, "the masked original")
+    try:
+        pruned_outputs = _run(pruned, feeds, "the pruned model")
+    except GraphoptError as refusal:
+        raise PassFailed(
+            f"the pruned model does not run: {refusal.message}", where="oracle", hint=refusal.hint
+        ) from refusal
+    error, output = _relative(masked_outputs, pruned_outputs)
+    difference, _ = _relative(dense_outputs, pruned_outputs)
+    return Verdict(error, difference, _tolerance(subject), len(feeds), randomised, shuffled, output)
+
+
+def _attributes_of(pruned: Model, names: Sequence[str]) -> dict[str, Mapping[str, oir.Attr]]:
+    from graphopt.passes.pruning.masked import values_by_name
+
+    values = values_by_name(pruned)
+    found: dict[str, Mapping[str, oir.Attr]] = {}
+    for name in names:
+        producer = values[name].producer() if name in values else None
+        found[name] = {} if producer is None else dict(producer.attributes)
+    return found
+
+
+def _run(model: Model, feeds: Sequence[Feeds], where: str) -> list[dict[str, Value]]:
+    """Run *model* as it stands, without the runtime's own rewrites."""
+    from graphopt.ir.emit import emit, save
+
+    with tempfile.TemporaryDirectory(prefix="graphopt-oracle-") as folder:
+        if _weight_bytes(model) < _LARGE_BYTES:
+            source: Path | bytes = emit(model).SerializeToString()
+        else:
+            source = Path(folder) / "model.onnx"
+            save(model, source)
+        session = open_session(source, optimization="none", where=where)
+        return [session.run(feed) for feed in feeds]
+
+
+def _weight_bytes(model: Model) -> int:
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _relative(
+    reference: Sequence[Mapping[str, Value]], candidate: Sequence[Mapping[str, Value]]
+) -> tuple[float, str]:
+    """Return the largest relative error of an output and its name; discrete outputs count what differs."""
+    names = list(reference[0])
+    comparator = Comparator(names)
+    for one, two in zip(reference, candidate, strict=True):
+        comparator.add([one[name] for name in names], [two[name] for name in names])
+    worst, where = 0.0, names[0] if names else ""
+    for each in comparator.result():
+        if each.mismatch or each.nonfinite:
+            error = math.inf
+        elif each.max_rel is None or each.discrete:
+            error = 1.0 - each.equal_ratio
+        else:
+            error = each.max_rel
+        if error > worst:
+            worst, where = error, each.name
+    return worst, where
+
+
+def _tolerance(model: Model) -> float:
+    """Return what rounding in the narrowest float type of *model* allows."""
+    types = {
+        value.const_value.dtype.name
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.const_value.size > 1
+    }
+    return max((_TOLERANCES[name] for name in types if name in _TOLERANCES), default=TOLERANCE)
