@@ -54,6 +54,18 @@ def test_the_lowest_versions_are_those_of_the_project() -> None:
     }
 
 
+def test_the_environment_of_openvino_has_all_but_onnxruntime() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {*project["project"]["dependencies"], *project["dependency-groups"]["test"]}
+    installed = {line for line in lines_of("tests/openvino.txt") if line and line[0] != "#"}
+
+    def without_runtime(requirements: set[str]) -> set[str]:
+        return {each for each in requirements if not each.startswith("onnxruntime")}
+
+    assert without_runtime(installed) == without_runtime(declared)
+    assert [each for each in installed if each.startswith("onnxruntime")] == ["onnxruntime-openvino>=1.24"]
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
     subprocess.run(

@@ -116,8 +116,9 @@ def targets(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """List the targets, or show one with its limits and their sources."""
+    """List the targets, or show one with its rules and where each comes from."""
     from graphopt.report.console import table
+    from graphopt.report.targets import target_page
     from graphopt.runtime.providers import available
     from graphopt.targets import known_targets, load_target
 
@@ -127,20 +128,7 @@ def targets(
     extra = dict(registry.targets)
     if name is not None:
         target = load_target(name, extra)
-        limits = [
-            (row.release, str(row.max_ir_version), str(row.max_opset), str(row.max_ml_opset))
-            for row in target.runtime_limits
-        ]
-        sources = [Text(f"{what}: {source}", style="dim") for what, source in target.sources.items()]
-        output.show(
-            Group(
-                Text(f"{target.name}: {target.summary}", style="bold"),
-                Text(f"runs on the provider {target.provider!r}"),
-                Text(),
-                table(("runtime", "IR up to", "opset up to", "ai.onnx.ml up to"), limits, right=(1, 2, 3)),
-                *sources,
-            )
-        )
+        output.show(target_page(target, here=target.provider in available()))
         if output.json:
             output.document({"schema": 1, "command": "targets", "target": target.model_dump(mode="json")})
         return 0

@@ -166,7 +166,7 @@ class Session:
             # A model above 2 GB cannot be one file.
             options.add_session_config_entry(_EXTERNAL_FILE, f"{optimized_path.name}.data")
             options.add_session_config_entry(_EXTERNAL_MIN_BYTES, "1024")
-        names = [provider.ort_name]
+        names: list[str | tuple[str, dict[str, str]]] = [_with_options(provider, threads)]
         if provider.name != "cpu":
             names.append("CPUExecutionProvider")
         try:
@@ -329,6 +329,13 @@ class Session:
         length = (count * element.bits + 7) // 8
         raw = ctypes.string_at(result.data_ptr(), length) if length else b""
         return _unpack(np.frombuffer(raw, np.uint8), element, count).reshape(shape)
+
+
+def _with_options(provider: Provider, threads: int) -> str | tuple[str, dict[str, str]]:
+    """Return a provider with options of its own where the session's do not reach it."""
+    if provider.name == "openvino":  # a thread pool of its own, of all cores
+        return provider.ort_name, {"num_of_threads": str(threads)}
+    return provider.ort_name
 
 
 def _as_value(value: Any) -> Value:  # noqa: ANN401 - whatever onnxruntime returns

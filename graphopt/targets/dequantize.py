@@ -14,6 +14,8 @@ class DequantizeRules(BaseModel):
         open_ops: Those of *static_ops* whose result may stay float.
         weight_only_ops: Operators that are fused where the weight alone is stored as codes.
         weight_only_dtypes: Element types of those codes.
+        unpacked_once: Whether the runtime unpacks once, when it loads the model, what it does not fuse: then
+            stored codes cost no time at all.
         min_block: Smallest block along the contracted axis, a power of two; one scale a column or a tensor is
             always fused.
         static_dtypes: Element types of the weight's codes for *static_ops*.
@@ -26,4 +28,5 @@ class DequantizeRules(BaseModel):
     static_dtypes: tuple[str, ...] = ("int8", "uint8")
     weight_only_ops: tuple[str, ...] = ()
     weight_only_dtypes: tuple[str, ...] = ()
+    unpacked_once: bool = False
     min_block: int = Field(default=16, ge=1)

@@ -37,6 +37,7 @@ class Target(BaseModel):
         summary: One sentence for ``graphopt targets``.
         provider: graphopt's name of the provider that runs it ("cpu").
         sources: Where the numbers of each table come from, by table name.
+        unmeasured: Tables that were taken from documentation and never held against the runtime itself.
         runtime_limits: One row a release, in ascending order.
         dequantize: Which DequantizeLinear nodes of stored weights the runtime fuses; None where that is not
             known.
@@ -48,6 +49,7 @@ class Target(BaseModel):
     summary: str = Field(min_length=1)
     provider: str = Field(min_length=1)
     sources: dict[str, str]
+    unmeasured: tuple[str, ...] = ()
     runtime_limits: tuple[RuntimeLimits, ...] = Field(min_length=1)
     dequantize: DequantizeRules | None = None
 
@@ -72,6 +74,8 @@ class Target(BaseModel):
     def _every_rule_has_a_source(self) -> Self:
         if self.dequantize is not None and "dequantize" not in self.sources:
             raise ValueError("sources.dequantize must say where its rules come from")
+        if stray := [name for name in self.unmeasured if name not in self.sources]:
+            raise ValueError(f"unmeasured names {stray[0]!r}, which has no source")
         return self
 
     def runtime_limits_for(self, runtime_version: str) -> RuntimeLimits:

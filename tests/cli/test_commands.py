@@ -126,6 +126,10 @@ def test_listings_name_what_there_is(graphopt: CommandLine, plugin: Path) -> Non
     assert [each["status"] for each in found if each["name"] == "misbehaving"] == ["active"]
     assert "ort-cpu" in graphopt("targets").out
     assert graphopt("targets", "ort-cpu", "--json").document["target"]["provider"] == "cpu"
+    page = " ".join(graphopt("targets", "tensorrt").out.split())
+    assert "dequantize (not measured here) static ops Conv, ConvTranspose, Gemm, MatMul" in page
+    assert "source: NVIDIA TensorRT documentation" in page
+    assert "dequantize (measured)" in graphopt("targets", "ort-cpu").out
 
 
 def test_every_command_has_help_and_takes_json_and_debug(graphopt: CommandLine) -> None:

@@ -318,3 +318,10 @@ def test_a_bound_run_gives_nothing_away_and_checks_its_feeds() -> None:
     opened.bind({"x": np.zeros((1, 3), ml_dtypes.bfloat16)})()
     with pytest.raises(DataError):
         opened.bind({})
+
+
+def test_openvino_is_told_the_number_of_threads() -> None:
+    # Its pool is its own: without this, times taken on it would be those of all cores.
+    openvino = session._with_options(providers.lookup("openvino"), 1)
+    assert openvino == ("OpenVINOExecutionProvider", {"num_of_threads": "1"})
+    assert session._with_options(providers.lookup("cpu"), 1) == "CPUExecutionProvider"

@@ -87,8 +87,8 @@ def test_targets_are_frozen() -> None:
 
 
 def test_known_and_unknown_names(tmp_path: Path) -> None:
-    assert known_targets() == ("ort-cpu",)
-    assert known_targets({"mine": tmp_path}) == ("mine", "ort-cpu")
+    assert known_targets() == ("openvino", "ort-cpu", "qnn", "tensorrt")
+    assert known_targets({"mine": tmp_path}) == ("mine", "openvino", "ort-cpu", "qnn", "tensorrt")
     with pytest.raises(OptionError, match=r"unknown target 'ort-cpi'\. Did you mean 'ort-cpu'\?") as caught:
         load_target("ort-cpi")
     assert caught.value.exit_code == 2
