@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -17,6 +18,8 @@ from graphopt.report.units import (
     format_db,
     format_number,
     format_seconds,
+    format_tally,
+    grouped_skips,
 )
 
 if TYPE_CHECKING:
@@ -105,7 +108,7 @@ def steps_summary(steps: Sequence[StepRecord]) -> RenderableType:
     rows: list[tuple[str | Text, ...]] = []
     for step in steps:
         seconds = step.times_s.clone + step.times_s.run + step.times_s.verify + step.times_s.gate
-        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in step.counts.items())
+        counts = ", ".join(itertools.starmap(format_tally, step.counts.items()))
         rows.append((str(step.index + 1), step.name, status(step.status), format_seconds(seconds), counts))
     heads = ("#", "pass", "result", "time", "what")
     # An empty last column would fold the names of passes on a narrow terminal.
@@ -115,10 +118,11 @@ def steps_summary(steps: Sequence[StepRecord]) -> RenderableType:
 
 def _skips(steps: Sequence[StepRecord]) -> Iterable[RenderableType]:
     for step in steps:
-        for skip in step.skipped[:_MOST_SKIPS]:
-            yield Text.assemble((f"{step.name} left alone ", "dim"), skip.where, (f": {skip.reason}", "dim"))
-        if len(step.skipped) > _MOST_SKIPS:
-            yield Text(f"{step.name} left alone {len(step.skipped) - _MOST_SKIPS} more", style="dim")
+        groups = grouped_skips(step.skipped)
+        for where, reason, _ in groups[:_MOST_SKIPS]:
+            yield Text.assemble((f"{step.name} left alone ", "dim"), where, (f": {reason}", "dim"))
+        if rest := sum(count for _, _, count in groups[_MOST_SKIPS:]):
+            yield Text(f"{step.name} left alone {rest} more, for other reasons", style="dim")
 
 
 def validation_summary(validation: ValidationRecord, *, levels: bool = False) -> RenderableType:

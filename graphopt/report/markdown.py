@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from graphopt.report.json import write_whole
@@ -13,6 +14,8 @@ from graphopt.report.units import (
     format_db,
     format_number,
     format_seconds,
+    format_tally,
+    grouped_skips,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from graphopt.record import ModelFacts, RunRecord, StepRecord, ValidationRecord
 
 _MAX_SKIPS = 20
-"""Skips listed per step; report.json has them all."""
+"""Reasons listed per step; report.json has every skip."""
 
 
 def to_text(record: RunRecord) -> str:
@@ -89,7 +92,7 @@ def _steps(steps: Sequence[StepRecord]) -> Iterator[str]:
     rows = []
     for step in steps:
         times = step.times_s
-        counts = ", ".join(f"{count} {name}" for name, count in step.counts.items())
+        counts = ", ".join(itertools.starmap(format_tally, step.counts.items()))
         gates = "; ".join(
             f"{gate.name} {format_number(gate.value)} against {format_number(gate.limit)}"
             f" {'passed' if gate.passed else '**failed**'}"
@@ -104,10 +107,11 @@ def _steps(steps: Sequence[StepRecord]) -> Iterator[str]:
         if step.skipped:
             yield f"Left alone by `{step.name}` ({len(step.skipped)}):"
             yield ""
-            for skip in step.skipped[:_MAX_SKIPS]:
-                yield f"- `{_inline(skip.where)}`: {_cell(skip.reason)}"
-            if len(step.skipped) > _MAX_SKIPS:
-                yield f"- and {len(step.skipped) - _MAX_SKIPS} more, in report.json"
+            groups = grouped_skips(step.skipped)
+            for where, reason, _ in groups[:_MAX_SKIPS]:
+                yield f"- `{_inline(where)}`: {_cell(reason)}"
+            if rest := sum(count for _, _, count in groups[_MAX_SKIPS:]):
+                yield f"- and {rest} more for other reasons, in report.json"
             yield ""
 
 

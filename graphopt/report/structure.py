@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.report.units import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from graphopt.record import StructureRecord
 
 _MOST_REASONS = 6
-_MOST_LETTERS = 60
 
 
 def structure_lines(structure: StructureRecord) -> Iterator[str]:
@@ -37,12 +38,7 @@ def fallback_lines(structure: StructureRecord) -> Iterator[str]:
         groups.setdefault((each.op_type, each.reason), []).append(each.node)
     for (op_type, reason), nodes in list(groups.items())[:_MOST_REASONS]:
         more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
-        yield f"{op_type} {_short(nodes[0])!r}{more}: {reason}"
-
-
-def _short(name: str) -> str:
-    """Keep the end of a long name; converters write whole paths into them, which end in what differs."""
-    return name if len(name) <= _MOST_LETTERS else f"...{name[3 - _MOST_LETTERS :]}"
+        yield f"{op_type} {shortened(nodes[0])!r}{more}: {reason}"
 
 
 def _listed(counts: Mapping[str, int], word: str = "") -> str:

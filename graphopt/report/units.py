@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graphopt.record import Skip
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+_MOST_LETTERS = 64
+_HEAD = 24
 _COUNT = ("", " k", " M", " G", " T")
 
 
@@ -89,3 +97,38 @@ def format_number(value: float | None, digits: int = 3) -> str:
     ('0.000123', '-')
     """
     return "-" if value is None else f"{value:.{digits}g}"
+
+
+def shortened(text: str) -> str:
+    """Return *text* without its middle where it is long: converters write whole paths into names."""
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_HEAD]}...{text[_HEAD + 3 - _MOST_LETTERS :]}"
+
+
+def format_tally(name: str, count: int) -> str:
+    """Return a count of a step with its name; ``added_bytes`` gives "55.5 KiB added".
+
+    >>> format_tally("dropped_inputs", 3)
+    '3 dropped inputs'
+    """
+    if name.endswith("_bytes"):
+        return f"{format_bytes(count)} {name.removesuffix('_bytes').replace('_', ' ')}"
+    return f"{count} {name.replace('_', ' ')}"
+
+
+def grouped_skips(skips: Sequence[Skip]) -> list[tuple[str, str, int]]:
+    """Return (first place and how many more, reason, number) for each reason, in order of first appearance."""
+    groups: dict[str, list[str]] = {}
+    for skip in skips:
+        groups.setdefault(skip.reason, []).append(skip.where)
+    return [
+        (
+            f"{shortened(places[0])}{f' and {len(places) - 1} more' if len(places) > 1 else ''}",
+            reason,
+            len(places),
+        )
+        for reason, places in groups.items()
+    ]
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count else ""

@@ -276,3 +276,9 @@ def test_kws_dscnn_is_unpacked_and_faster(assets: Path, tmp_path: Path) -> None:
     assert found is not None
     assert found.dequantize_before == {"Conv": 5}
     assert structure_of(write(emit(after), tmp_path / "m.onnx")) is None
+
+
+def test_one_code_takes_less_as_a_float() -> None:
+    proto = dequantizer(TensorProto.INT8, (1,), (), zero=True)
+    _, report = apply(DecompressWeights(), proto)
+    assert report.counts == {"decompressed": 1, "freed_bytes": 2}

@@ -78,8 +78,8 @@ def test_an_empty_record_shows_nothing() -> None:
 def test_what_was_left_alone_is_shown_and_an_empty_column_is_not() -> None:
     record = full_record()
     text = _shown(run_summary(record), 160)
-    assert "canonicalize left alone node 0: because | of `this`" in text
-    assert "canonicalize left alone 20 more" in text
+    assert "canonicalize left alone node 0 and 24 more: because | of `this`" in text
+    assert "for other reasons" not in text
     assert "3 identities" in text
     for step in record.steps:
         step.counts = {}

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphopt.report.units import format_bytes, format_change, format_count, format_number, format_seconds
+from graphopt.record import Skip
+from graphopt.report.units import (
+    format_bytes,
+    format_change,
+    format_count,
+    format_number,
+    format_seconds,
+    format_tally,
+    grouped_skips,
+    shortened,
+)
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -60,3 +70,23 @@ def test_changes(before: int | None, after: int | None, text: str) -> None:
 
 def test_an_unknown_number_is_a_dash() -> None:
     assert (format_count(None), format_number(None)) == ("-", "-")
+
+
+def test_a_reason_is_said_once_with_its_first_place() -> None:
+    skips = [
+        Skip(where=where, reason=reason) for where, reason in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "x"))
+    ]
+    assert grouped_skips(skips) == [("a and 2 more", "x", 3), ("b", "y", 1)]
+
+
+def test_the_middle_of_a_long_name_goes() -> None:
+    name = "model/block_1/" * 20 + "Conv_17"
+    assert shortened("Conv_17") == "Conv_17"
+    assert len(shortened(name)) == 64
+    assert shortened(name).startswith("model/block_1/")
+    assert shortened(name).endswith("/Conv_17")
+
+
+def test_tallies_in_bytes_are_read_as_bytes() -> None:
+    assert format_tally("added_bytes", 56_811) == "55.5 KiB added"
+    assert format_tally("kept_fused", 2) == "2 kept fused"

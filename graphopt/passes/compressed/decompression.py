@@ -55,7 +55,9 @@ class Decompression:
         remove_unread(self.unread, keep=self.annotated)
         count = len(self.weights)
         added = _constant_bytes(self.model) - before
-        counts = {"decompressed": count, "added_bytes": added} if count else {}
+        counts = {"decompressed": count} if count else {}
+        if added:  # a few codes with a scale and a zero point can take more than their floats
+            counts["added_bytes" if added > 0 else "freed_bytes"] = abs(added)
         if self.fused:
             counts["kept_fused"] = self.fused
         return Report(
