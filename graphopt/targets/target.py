@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from graphopt.targets.channels import ChannelRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydantic resolves it
 
 
@@ -41,6 +42,7 @@ class Target(BaseModel):
         runtime_limits: One row a release, in ascending order.
         dequantize: Which DequantizeLinear nodes of stored weights the runtime fuses; None where that is not
             known.
+        channels: What numbers of channels pay; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +54,7 @@ class Target(BaseModel):
     unmeasured: tuple[str, ...] = ()
     runtime_limits: tuple[RuntimeLimits, ...] = Field(min_length=1)
     dequantize: DequantizeRules | None = None
+    channels: ChannelRules | None = None
 
     @field_validator("sources")
     @classmethod
@@ -72,8 +75,9 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _every_rule_has_a_source(self) -> Self:
-        if self.dequantize is not None and "dequantize" not in self.sources:
-            raise ValueError("sources.dequantize must say where its rules come from")
+        for table in ("dequantize", "channels"):
+            if getattr(self, table) is not None and table not in self.sources:
+                raise ValueError(f"sources.{table} must say where its rules come from")
         if stray := [name for name in self.unmeasured if name not in self.sources]:
             raise ValueError(f"unmeasured names {stray[0]!r}, which has no source")
         return self

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphoptError, PassFailed
-from graphopt.passes.pruning.masked import mask_model, randomise_constants, shuffle_weights
+from graphopt.ir.emit import emit, save
+from graphopt.passes.pruning.masked import mask_model, randomise_constants, shuffle_weights, values_by_name
 from graphopt.runtime.compare import Comparator
 from graphopt.runtime.session import open_session
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from graphopt.ir import Model
     from graphopt.passes.pruning.masked import Describe, Kept, Mask
-    from graphopt.runtime.session import Feeds, Value
+    from graphopt.runtime.session import Feeds, Session, Value
 
 TOLERANCE = 1e-5
 """Largest relative error for float32: rounding in another order leaves about 1e-6 (benchmarks/zoo)."""
@@ -161,8 +162,6 @@ def _compare(
 
 
 def _attributes_of(pruned: Model, names: Sequence[str]) -> dict[str, Mapping[str, oir.Attr]]:
-    from graphopt.passes.pruning.masked import values_by_name
-
     values = values_by_name(pruned)
     found: dict[str, Mapping[str, oir.Attr]] = {}
     for name in names:
@@ -172,17 +171,18 @@ def _attributes_of(pruned: Model, names: Sequence[str]) -> dict[str, Mapping[str
 
 
 def _run(model: Model, feeds: Sequence[Feeds], where: str) -> list[dict[str, Value]]:
-    """Run *model* as it stands, without the runtime's own rewrites."""
-    from graphopt.ir.emit import emit, save
+    session = open_model(model, where)
+    return [session.run(feed) for feed in feeds]
 
+
+def open_model(model: Model, where: str) -> Session:
+    """Open *model* as it stands, without the runtime's own rewrites; *where* is what errors call it."""
+    if _weight_bytes(model) < _LARGE_BYTES:
+        return open_session(emit(model).SerializeToString(), optimization="none", where=where)
     with tempfile.TemporaryDirectory(prefix="graphopt-oracle-") as folder:
-        if _weight_bytes(model) < _LARGE_BYTES:
-            source: Path | bytes = emit(model).SerializeToString()
-        else:
-            source = Path(folder) / "model.onnx"
-            save(model, source)
-        session = open_session(source, optimization="none", where=where)
-        return [session.run(feed) for feed in feeds]
+        path = Path(folder) / "model.onnx"
+        save(model, path)
+        return open_session(path, optimization="none", where=where)
 
 
 def _weight_bytes(model: Model) -> int:

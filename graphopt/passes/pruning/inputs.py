@@ -1,0 +1,56 @@
+"""Feeds that the oracle makes up where no data was given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphopt.errors import DataError, GraphoptError
+from graphopt.passes.pruning.oracle import open_model
+from graphopt.runtime.feeds import free_dims, input_specs, random_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from graphopt.ir import Model
+    from graphopt.runtime.session import Feeds
+
+# Sizes to try for dims that nobody bound: a batch of one suits most; an image of one pixel suits nobody.
+_SIZES = (4, 1, 16, 64, 32, 128, 320)
+_BATCH = 1
+
+
+def oracle_feeds(model: Model, dims: Mapping[str, int], seed: int, count: int) -> Sequence[Feeds]:
+    """Return random feeds that the original takes.
+
+    Free dims that *dims* does not bind get the first size that the model runs with; the first dim of an input
+    gets 1 where that works.
+
+    Args:
+        model: The original.
+        dims: Sizes bound to symbolic dims.
+        seed: Seed of the feeds.
+        count: How many.
+
+    Raises:
+        DataError: No size suits.
+    """
+    specs = input_specs(model)
+    session = open_model(model, "the original")
+    free = [name for name in free_dims(specs) if name not in dims]
+    first = {spec.shape[0] for spec in specs if spec.shape} | {f"{spec.name}[0]" for spec in specs}
+    refusal: GraphoptError | None = None
+    for size in _SIZES if free else (1,):
+        for batch in dict.fromkeys((_BATCH, size)):
+            sizes = {name: batch if name in first else size for name in free}
+            try:
+                feeds = random_feeds(model, count, seed, {**sizes, **dims})
+                session.run(feeds[0])
+            except GraphoptError as error:
+                refusal = refusal or error
+            else:
+                return feeds
+    assert refusal is not None
+    raise DataError(
+        f"the oracle finds no input that the model takes: {refusal.message}",
+        hint="Give real inputs with --data, bind free dims with --dim, or set oracle=false",
+    )
