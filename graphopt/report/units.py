@@ -116,16 +116,12 @@ def format_tally(name: str, count: int) -> str:
 
 
 def grouped_skips(skips: Sequence[Skip]) -> list[tuple[str, str, int]]:
-    """Return (first place and how many more, reason, number) for each reason, in order of first appearance."""
+    """Return (first place and how many more, reason, number) for each reason, the first one first."""
     groups: dict[str, list[str]] = {}
     for skip in skips:
         groups.setdefault(skip.reason, []).append(skip.where)
     return [
-        (
-            f"{shortened(places[0])}{f' and {len(places) - 1} more' if len(places) > 1 else ''}",
-            reason,
-            len(places),
-        )
+        (f"{shortened(places[0])}{_and_more(len(places) - 1)}", reason, len(places))
         for reason, places in groups.items()
     ]
 
