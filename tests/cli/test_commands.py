@@ -46,6 +46,7 @@ from tests.cli.conftest import CommandLine
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--target", "ort-cpuu"], 2, "ort-cpu"),
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--ep", "cpuu"], 2, "Did you mean 'cpu'"),
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--ep", "tensorrt"], 5, "Available"),
+        (["validate", "{model}", "{model}", "--ep", "tensorrt"], 5, "Available"),
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--data", "nowhere.npz"], 2, "nowhere.npz"),
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--local-plugins", "nowhere.py"], 2, "plugin"),
         (["run", "{model}", "-o", "{out}", "--pipeline", "", "--on-error", "ignore"], 2, "rollback"),
