@@ -75,7 +75,8 @@ def measure_latency(
         before: The model to compare with.
         after: The model to judge.
         feeds: One feed.
-        provider: What to run on. The time is that of the calling thread for "cpu", else the wall clock's.
+        provider: What to run on. The time is that of the calling thread for "cpu", that of the process for
+            "openvino", whose one thread is another, and else the wall clock's.
         rounds: Samples of each model in a trial.
         trials: How often to begin anew with fresh sessions.
         budget_s: Seconds of inference to spend at most; a slow model gets one trial and fewer rounds.
@@ -110,7 +111,7 @@ def measure_here(
     budget_s: float = BUDGET_S,
 ) -> Latency:
     """Do what :func:`measure_latency` does in this process."""
-    clock = time.thread_time if provider == "cpu" else time.perf_counter
+    clock = _clock(provider)
     judged: list[tuple[list[float], list[float]]] = []
     noise: list[tuple[list[float], list[float]]] = []
     full = True
@@ -143,6 +144,12 @@ def measure_here(
         rounds=rounds,
         full=full,
     )
+
+
+def _clock(provider: str) -> Callable[[], float]:
+    if provider == "cpu":
+        return time.thread_time
+    return time.process_time if provider == "openvino" else time.perf_counter
 
 
 def _ready(path: Path, feeds: Feeds, provider: str) -> Callable[[], object]:

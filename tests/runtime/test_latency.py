@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from graphopt.errors import DataError, OptionError
+from graphopt.runtime import latency
 from graphopt.runtime.latency import Latency, measure_here, measure_latency
 from tests.runtime.models import linear
 
@@ -106,3 +108,9 @@ def test_errors_of_the_models_come_through(tmp_path: Path) -> None:
         measure_latency(path, path, {})
     with pytest.raises(OptionError, match="unknown provider"):
         measure_latency(path, path, {"x": np.ones((1, 8), np.float32)}, provider="gpux")
+
+
+def test_each_provider_is_timed_on_the_clock_that_sees_its_threads() -> None:
+    assert latency._clock("cpu") is time.thread_time
+    assert latency._clock("openvino") is time.process_time
+    assert latency._clock("cuda") is time.perf_counter
