@@ -1,0 +1,25 @@
+"""The rules of the operators of ONNX and com.microsoft, one file a family of operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from graphopt.ir.channels.types import ChannelRule
+
+Rules = dict[tuple[str, str], "ChannelRule"]
+
+
+def rule_table(extra: Iterable[ChannelRule] = ()) -> Rules:
+    """Return all rules by (domain, op_type); those of *extra* go before the built-in ones."""
+    from graphopt.ir.channels.rules import control, linear, movement, pointwise, sizes
+
+    table: Rules = {}
+    for module in (linear, pointwise, movement, sizes, control):
+        for rule in module.RULES:
+            table[rule.domain, rule.op_type] = rule
+    for rule in extra:
+        table[rule.domain, rule.op_type] = rule
+    return table
