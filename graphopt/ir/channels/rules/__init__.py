@@ -14,10 +14,10 @@ Rules = dict[tuple[str, str], "ChannelRule"]
 
 def rule_table(extra: Iterable[ChannelRule] = ()) -> Rules:
     """Return all rules by (domain, op_type); those of *extra* go before the built-in ones."""
-    from graphopt.ir.channels.rules import control, linear, movement, pointwise, sizes
+    from graphopt.ir.channels.rules import control, linear, movement, picking, pointwise, sizes
 
     table: Rules = {}
-    for module in (linear, pointwise, movement, sizes, control):
+    for module in (linear, pointwise, movement, picking, sizes, control):
         for rule in module.RULES:
             table[rule.domain, rule.op_type] = rule
     for rule in extra:
