@@ -20,6 +20,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "infer-shapes": "graphopt.passes.infer_shapes:InferShapes",
         "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
         "decompress-weights": "graphopt.passes.decompress_weights:DecompressWeights",
+        "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
         "graphsurgeon-script": "graphopt.passes.graphsurgeon_script:GraphsurgeonScript",
     }
 

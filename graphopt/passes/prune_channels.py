@@ -1,0 +1,112 @@
+"""prune-channels: remove channels, heads, head dims and hidden units, and prove that it equals masking them.
+
+Which units there are and what goes with them is found by graphopt.ir.channels, for any architecture. This
+pass is policy: it scores units, spreads a budget over the families, cuts, and holds the result against the
+masked original.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pydantic resolves it
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+
+if TYPE_CHECKING:
+    from graphopt.ir import Model
+
+
+class PruneChannels(Pass):
+    """Remove the least important units of every free family, down to a budget of the whole model."""
+
+    info = PassInfo(
+        name="prune-channels",
+        summary="Remove channels, heads and hidden units down to a share of the MACs or parameters.",
+        lossy=True,
+    )
+
+    class Options(PassOptions):
+        """How much stays, and what may go."""
+
+        macs_ratio: float | None = Field(
+            default=None,
+            gt=0,
+            le=1,
+            description="MACs that remain, after / before, of the whole graph (a ratio in (0, 1])",
+        )
+        params_ratio: float | None = Field(
+            default=None,
+            gt=0,
+            le=1,
+            description="parameters that remain, after / before, of the whole graph (a ratio in (0, 1])",
+        )
+        plan: Path | None = Field(
+            default=None,
+            description="plan.toml that says what each family keeps, instead of a ratio (a path)",
+        )
+        best_effort: bool = Field(
+            default=False,
+            description="go as far as the free families allow where the ratio cannot be reached, instead of"
+            " failing (true or false)",
+        )
+        scope: Literal["global", "family"] = Field(
+            default="global",
+            description="global: the cheapest units of the whole graph go; family: one fraction of every"
+            " family goes (a word)",
+        )
+        criterion: str = Field(
+            default="product-of-norms",
+            description="what makes a unit important: l1, l2, product-of-norms, energy, entropy, random, or"
+            " one of a plugin (a name)",
+        )
+        min_family: int = Field(
+            default=2, ge=1, description="fewest units that a family keeps; smaller families stay (units)"
+        )
+        round_to: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+            default="auto",
+            description="kept channels are a multiple of this, whatever it costs; auto: of the target's"
+            " alignment, else 8, 4 or 1 where a family or the budget leaves no choice (channels)",
+        )
+        protect: list[str] = Field(
+            default_factory=list,
+            description="patterns (* and ?) of nodes, initializers or families that stay as they are (names)",
+        )
+        allow_approximate: bool = Field(
+            default=False,
+            description="also units that norms or means run over, where no cut equals masking (true or"
+            " false)",
+        )
+        units: list[Literal["all", "channels", "heads", "head_dims", "hidden"]] = Field(
+            default=["all"], description="kinds of units that may go (words)"
+        )
+        max_rounds: int = Field(
+            default=1,
+            ge=1,
+            le=100,
+            description="rounds of scoring and cutting, each part of the way (rounds)",
+        )
+        seed: int | None = Field(
+            default=None, ge=0, description="seed of the random criterion; none: that of the run (a number)"
+        )
+        oracle: bool = Field(
+            default=True,
+            description="run the masked original against the pruned model and fail where they differ"
+            " (true or false)",
+        )
+
+        @model_validator(mode="after")
+        def _one_budget(self) -> Self:
+            budgets = ("macs_ratio", "params_ratio", "plan")
+            given = [name for name in budgets if getattr(self, name) is not None]
+            if len(given) != 1:
+                got = " and ".join(given) or "none of them"
+                raise ValueError(f"expected exactly one of macs_ratio, params_ratio and plan, got {got}")
+            return self
+
+    def run(self, model: Model, options: Options, context: Context) -> Report:
+        """Score, allocate, cut and prove; see the module."""
+        from graphopt.passes.pruning.pruner import Pruner
+
+        return Pruner(model, options, context).run()

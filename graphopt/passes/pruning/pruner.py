@@ -1,0 +1,415 @@
+"""One run of prune-channels: analyse, select, score, allocate, cut, prove, report."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.api import Report
+from graphopt.errors import (
+    GateFailed,
+    OptionError,
+    PassFailed,
+    UnsupportedModelError,
+    nearest,
+)
+from graphopt.ir.fingerprint import fingerprint
+from graphopt.passes.pruning.allocation import Budget, Candidate, Plan, allocate, ordered
+from graphopt.passes.pruning.anatomy import Anatomy, examine
+from graphopt.passes.pruning.compensation import compensate
+from graphopt.passes.pruning.inputs import oracle_feeds
+from graphopt.passes.pruning.meter import Meter
+from graphopt.passes.pruning.oracle import Claim, Verdict, judge
+from graphopt.passes.pruning.plans import read_decisions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from graphopt.api import Context
+    from graphopt.ir import Model
+    from graphopt.ir.cost import Cost
+    from graphopt.passes.prune_channels import PruneChannels
+    from graphopt.passes.pruning.criterion import Criterion, Subject
+    from graphopt.runtime.session import Feeds
+    from graphopt.targets import Target
+
+    Kept = dict[str, npt.NDArray[np.intp]]
+
+_ATTEMPTS = 4  # at a budget that the meter misjudged
+_FEEDS = 2  # that the oracle runs
+_MOST_LOCKS = 20  # named in an error; the report has all
+
+
+class Pruner:
+    """The state of one run.
+
+    Args:
+        model: The pass's own copy; changed in place.
+        options: Options of the pass.
+        context: What the manager gives.
+    """
+
+    def __init__(self, model: Model, options: PruneChannels.Options, context: Context) -> None:
+        self.model = model
+        self.options = options
+        self.context = context
+        self.seed = context.seed if options.seed is None else options.seed
+        self.skipped: dict[tuple[str, str], None] = {}
+        self.removed: Counter[str] = Counter()
+        self.families: dict[str, dict[str, Any]] = {}
+        self.verdicts: dict[str, list[Verdict]] = {"exact": [], "approximate": []}
+        self.notes: dict[str, None] = {}
+        self.compensated: dict[str, object] = {}
+
+    def run(self) -> Report:
+        """Do all rounds.
+
+        Raises:
+            GateFailed: Nothing can be pruned, or the ratio cannot be reached.
+            OptionError: The criterion is unknown, or the plan does not fit.
+            DataError: A criterion needs data and there is none.
+            UnsupportedModelError: A weight that would be scored is not finite.
+            PassFailed: The oracle found a difference.
+        """
+        first = self.cost(self.model)
+        rounds = 1 if self.options.plan is not None else self.options.max_rounds
+        for number in range(1, rounds + 1):
+            if not self.round(first, number / rounds, final=number == rounds):
+                break
+        last = self.cost(self.model)
+        return self.report(first, last)
+
+    def cost(self, model: Model) -> Cost:
+        """Return what *model* costs under the dims of the run."""
+        from graphopt.ir.cost import measure_cost
+
+        return measure_cost(model, self.context.dims)
+
+    def round(self, first: Cost, part: float, *, final: bool) -> bool:
+        """Cut once, to the ratio raised to *part*; return whether anything went.
+
+        Args:
+            first: What the model cost before the first round.
+            part: How far on the way to the ratio, on a logarithmic scale; 1 is the end.
+            final: Whether what is not reached now is not reached at all.
+        """
+        anatomy = examine(self.model, dims=self.context.dims, rules=self.context.channel_rules)
+        chosen = self.select(anatomy)
+        if self.options.plan is not None:
+            kept = self.planned(anatomy, chosen)
+        else:
+            if not chosen:
+                self.give_up("no family of channels can be pruned")
+                return False
+            kept = self.allocated(anatomy, chosen, first, part, final=final)
+        kept = {name: units for name, units in kept.items() if len(units) < anatomy.family(name).size}
+        if not kept:
+            return False
+        before = self.model.clone()
+        self.compensated.update(compensate(before, anatomy, kept, self.context))
+        pruned = before.clone()
+        anatomy.cut(pruned, kept)
+        if self.options.oracle:
+            self.prove(before, pruned, anatomy, kept)
+        self.model.store = pruned.store
+        self.model.forget_names()
+        self.context.invalidate()
+        self.note_cut(anatomy, kept)
+        return True
+
+    def select(self, anatomy: Anatomy) -> list[str]:
+        """Return the families that may be cut, and note why the others stay."""
+        options = self.options
+        chosen = []
+        for lock in anatomy.locks:
+            self.skip(lock.where, lock.reason)
+        for family in anatomy.families:
+            where = f"family {family.name!r}"
+            if "all" not in options.units and family.kind not in options.units:
+                self.skip(where, f"its units are {family.kind}, which are not asked for")
+            elif not family.exact and not options.allow_approximate:
+                self.skip(where, "a norm or mean runs over its units; allow_approximate=true includes it")
+            elif family.size <= options.min_family:
+                self.skip(where, f"it has {family.size} units, no more than min_family={options.min_family}")
+            elif pattern := self.protected(anatomy.names(family.name)):
+                self.skip(where, f"protected by {pattern!r}")
+            else:
+                chosen.append(family.name)
+        for pattern in options.protect:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in anatomy.all_names()):
+                self.skip(f"protect={pattern}", "nothing in the model has a name of this form")
+        return chosen
+
+    def protected(self, names: Sequence[str]) -> str:
+        """Return the pattern that protects one of *names*, or ""."""
+        return next(
+            (
+                pattern
+                for pattern in self.options.protect
+                if any(fnmatch.fnmatchcase(name, pattern) for name in names)
+            ),
+            "",
+        )
+
+    def skip(self, where: str, reason: str) -> None:
+        """Note what is left alone, once."""
+        self.skipped[where, reason] = None
+
+    def give_up(self, message: str) -> None:
+        """Fail with the list of locks, unless going as far as possible is what was asked for."""
+        if self.options.best_effort:
+            return
+        reasons = [f"{where}: {reason}" for where, reason in self.skipped]
+        shown = "; ".join(reasons[:_MOST_LOCKS])
+        more = f"; and {len(reasons) - _MOST_LOCKS} more in the report" if len(reasons) > _MOST_LOCKS else ""
+        raise GateFailed(
+            f"{message} ({shown or 'the graph has no weights with a free axis'}{more})",
+            hint="`graphopt channels MODEL` lists all families; best_effort=true leaves the model as it is.",
+        )
+
+    def scores(self, anatomy: Anatomy, chosen: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the importance of each unit of the *chosen* families."""
+        criterion = self.criterion()
+        subjects = {name: anatomy.subject(name, self.seed) for name in chosen}
+        check_finite(subjects.values())
+        needs: Any = None
+        for subject in subjects.values():
+            wanted = criterion.needs(subject)
+            needs = wanted if needs is None else needs if wanted is None else needs | wanted
+        statistics = None
+        if needs:
+            statistics = getattr(self.context, "statistics")(needs)  # noqa: B009
+        result = {}
+        for name, subject in subjects.items():
+            found = np.asarray(criterion.scores(replace(subject, statistics=statistics)), dtype=np.float64)
+            if found.shape != (subject.size,) or not np.isfinite(found).all() or (found < 0).any():
+                raise PassFailed(
+                    f"the criterion {self.options.criterion!r} gave numbers of shape {list(found.shape)},"
+                    f" {int(np.isfinite(found).sum())} of them finite; expected {subject.size} from 0",
+                    where=f"family {name!r}",
+                )
+            result[name] = found
+        return result
+
+    def criterion(self) -> Criterion:
+        """Return the criterion that was asked for."""
+        known = self.context.criteria
+        name = self.options.criterion
+        if name not in known:
+            raise OptionError(
+                f"there is no criterion {name!r}",
+                where="option 'criterion'",
+                hint=nearest(name, known, what="criteria"),
+            )
+        found = known[name]
+        made: Criterion = found() if isinstance(found, type) else found
+        return made
+
+    def allocated(
+        self, anatomy: Anatomy, chosen: Sequence[str], first: Cost, part: float, *, final: bool
+    ) -> Kept:
+        """Return the units that stay so that the ratio is met, judged by the cut model itself."""
+        options = self.options
+        budget: Budget = "parameters" if options.macs_ratio is None else "macs"
+        ratio = options.params_ratio if options.macs_ratio is None else options.macs_ratio
+        assert ratio is not None
+        now = self.cost(self.model)
+        limit = math.floor(ratio**part * _amount(first, budget))
+        to_remove = _amount(now, budget) - limit
+        if to_remove <= 0:
+            return {}
+        scores = self.scores(anatomy, chosen)
+        candidates = [
+            Candidate(name, scores[name], ordered(scores[name]), anatomy.width(name)) for name in chosen
+        ]
+        ranks = {each.name: np.argsort(each.order).astype(np.intp) for each in candidates}
+        meter = Meter(self.model, anatomy.shapes, anatomy.rows, ranks)
+        kept: Kept = {}
+        for _attempt in range(_ATTEMPTS):
+            plan = allocate(
+                candidates,
+                meter,
+                budget=budget,
+                to_remove=to_remove,
+                scope=options.scope,
+                round_to=None if options.round_to == "auto" else options.round_to,
+                preferred=_alignment(self.context.target),
+                min_family=options.min_family,
+            )
+            kept = {each.name: np.sort(each.order[: plan.counts[each.name]]) for each in candidates}
+            trial = self.model.clone()
+            anatomy.cut(trial, kept)
+            got = _amount(self.cost(trial), budget)
+            if got <= limit or not plan.reached:
+                break
+            to_remove += got - limit
+        if plan.note:
+            self.notes[plan.note] = None
+        if got > limit and final:
+            self.fall_short(budget, ratio, first, now, plan, got)
+        return kept
+
+    def planned(self, anatomy: Anatomy, chosen: Sequence[str]) -> Kept:
+        """Return the units that the plan keeps; where it gives a number, the most important ones."""
+        assert self.options.plan is not None
+        sizes = {family.name: family.size for family in anatomy.families}
+        decisions, made_for = read_decisions(self.options.plan, sizes)
+        if made_for and made_for != fingerprint(self.model):
+            self.skip(f"plan {self.options.plan}", "made for another state of the model; families go by name")
+        wanted = {
+            name: keep
+            for name, keep in decisions.items()
+            if (keep if isinstance(keep, int) else len(keep)) < sizes[name]
+        }
+        for name in wanted:
+            if name not in chosen:
+                reason = self.skipped_because(f"family {name!r}")
+                raise OptionError(
+                    f"the plan cuts family {name!r}, but {reason}", where=str(self.options.plan)
+                )
+        numbers = {name: keep for name, keep in wanted.items() if isinstance(keep, int)}
+        scores = self.scores(anatomy, list(numbers)) if numbers else {}
+        return {
+            name: np.sort(ordered(scores[name])[:keep]) if isinstance(keep, int) else keep
+            for name, keep in wanted.items()
+        }
+
+    def skipped_because(self, where: str) -> str:
+        """Return why *where* is left alone."""
+        return next((reason for place, reason in self.skipped if place == where), "it is left alone")
+
+    def fall_short(self, budget: Budget, ratio: float, first: Cost, now: Cost, plan: Plan, got: int) -> None:
+        """Say how far the ratio was reached, as an error unless that is what was asked for."""
+        option = "macs_ratio" if budget == "macs" else "params_ratio"
+        total = _amount(first, budget)
+        least = (_amount(now, budget) - plan.most) / total
+        if self.options.best_effort:
+            self.notes[f"{option}={ratio:g} is out of reach: {got / total:.4f} was reached"] = None
+            return
+        reasons = [f"{where}: {reason}" for where, reason in self.skipped]
+        raise GateFailed(
+            f"{option}={ratio:g} cannot be reached: with every free family at its floor {least:.4f} remains"
+            f" ({len(plan.counts)} families are free;"
+            f" {'; '.join(reasons[:_MOST_LOCKS]) or 'nothing is locked'})",
+            where=f"option {option!r}",
+            hint="Ask for less, allow more (units, allow_approximate, min_family, round_to), or set"
+            " best_effort=true.",
+        )
+
+    def prove(self, before: Model, pruned: Model, anatomy: Anatomy, kept: Kept) -> None:
+        """Hold the pruned model against the masked original, exact units apart from approximate ones.
+
+        Raises:
+            PassFailed: They differ.
+        """
+        feeds = self.feeds(before)
+        exact = {name: units for name, units in kept.items() if anatomy.family(name).exact}
+        if exact:
+            self.judge("exact", before, anatomy, exact, feeds, pruned if len(exact) == len(kept) else None)
+        if len(exact) < len(kept):
+            self.judge("approximate", before, anatomy, kept, feeds, pruned)
+
+    def judge(
+        self,
+        what: str,
+        before: Model,
+        anatomy: Anatomy,
+        kept: Kept,
+        feeds: Sequence[Feeds],
+        pruned: Model | None,
+    ) -> None:
+        """Prove that cutting *before* to *kept* equals masking it."""
+        compressed = anatomy.compressed(kept)
+        claim = Claim(
+            cut=lambda clone: anatomy.cut(clone, kept),
+            masks=anatomy.masks(kept),
+            compressed=tuple(compressed),
+            kept={name: stays for operands in compressed.values() for name, stays in operands.items()},
+            describe=anatomy.describe,
+        )
+        verdict = judge(before, claim, feeds, seed=self.seed, pruned=pruned)
+        self.verdicts[what].append(verdict)
+        if not verdict.passed:
+            raise PassFailed(
+                f"the pruned model differs from the masked original: relative error {verdict.error:.3g} of"
+                f" output {verdict.output!r}, allowed {verdict.tolerance:g} ({what} units)",
+                where="oracle",
+                hint="This is a fault of the channel analysis: report it with the reproducer, and protect the"
+                " families concerned to go on.",
+            )
+
+    def feeds(self, model: Model) -> Sequence[Feeds]:
+        """Return what the oracle runs: the first of the data, else seeded random feeds."""
+        data = getattr(self.context, "data", None)
+        if data is not None:
+            found = list(islice(iter(data), _FEEDS))
+            if found:
+                return found
+        return oracle_feeds(model, self.context.dims, self.seed, _FEEDS)
+
+    def note_cut(self, anatomy: Anatomy, kept: Kept) -> None:
+        """Take down what went, over all rounds."""
+        for name, units in kept.items():
+            family = anatomy.family(name)
+            self.removed[f"{family.kind}_removed"] += family.size - len(units)
+            known = self.families.setdefault(
+                name, {"name": name, "kind": family.kind, "units": family.size, "exact": family.exact}
+            )
+            known["kept"] = len(units)
+
+    def report(self, first: Cost, last: Cost) -> Report:
+        """Put everything together."""
+        for note in self.notes:
+            self.skip("budget", note)
+        extra: dict[str, object] = {
+            "macs_ratio": _ratio(last.known_macs, first.known_macs),
+            "params_ratio": _ratio(last.parameters, first.parameters),
+            "families": list(self.families.values()),
+            "oracle": {
+                what: [verdict.record() for verdict in verdicts]
+                for what, verdicts in self.verdicts.items()
+                if verdicts
+            }
+            if self.options.oracle
+            else "switched off",
+        }
+        if self.notes:
+            extra["notes"] = list(self.notes)
+        counts = {"families_cut": len(self.families), **dict(self.removed)} if self.families else {}
+        return Report(changed=bool(self.families), counts=counts, skipped=tuple(self.skipped), extra=extra)
+
+
+def _amount(cost: Cost, budget: Budget) -> int:
+    return cost.known_macs if budget == "macs" else cost.parameters
+
+
+def _ratio(after: int, before: int) -> float:
+    return after / before if before else 1.0
+
+
+def _alignment(target: Target) -> int:
+    return 1 if target.channels is None else target.channels.alignment
+
+
+def check_finite(subjects: Iterable[Subject]) -> None:
+    """Refuse weights that hold NaN or infinity: nothing can be said about what is important in them.
+
+    Raises:
+        UnsupportedModelError: One does; it is named.
+    """
+    for subject in subjects:
+        for weight in subject.weights:
+            if weight.array.dtype.kind in "fV" and not np.isfinite(weight.array.astype(np.float32)).all():
+                raise UnsupportedModelError(
+                    "the weight holds NaN or infinity, which no criterion can rank",
+                    where=f"initializer {weight.name!r}",
+                    hint=f"Repair the model, or leave it out with protect={weight.name}.",
+                )
