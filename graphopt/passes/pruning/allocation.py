@@ -141,7 +141,7 @@ def allocate(
 
     Where the choices are too coarse or their floors too high for the budget, the alignment that was not asked
     for gives way first (8, 4, 1), then the floor of an eighth. What cannot be reached even so is approached
-    as far as the preferred alignment and that floor go.
+    as far as that floor lets it.
 
     Args:
         candidates: The families that may be cut.
@@ -169,7 +169,7 @@ def allocate(
             break
     else:
         pairs = {
-            each.name: choices_for(each, round_to, ladder[0], min_family, FLOOR_SHARE) for each in candidates
+            each.name: choices_for(each, round_to, ladder[-1], min_family, FLOOR_SHARE) for each in candidates
         }
     offered = {name: counts for name, (counts, _) in pairs.items()}
     if scope == "family":

@@ -118,9 +118,19 @@ class Anatomy:
         found |= dict.fromkeys(self._values) | dict.fromkeys(self.nodes.values())
         return list(found)
 
-    def rows(self, value: str) -> dict[int, Rows]:
-        """Return which units each index of each touched axis of *value* belongs to."""
-        return {axis: rows for axis, rows in enumerate(self.channels.layout(value)) if rows}
+    def rows(self, node: oir.Node, place: int) -> dict[int, Rows]:
+        """Return which units each index of each touched axis of an operand belongs to.
+
+        Args:
+            node: A node of the analysed model.
+            place: Input *place*, or output -1 - *place*.
+        """
+        layout = (
+            self.channels.layout_of(node, place)
+            if place >= 0
+            else self.channels.layout(node.outputs[-1 - place].name or "")
+        )
+        return {axis: rows for axis, rows in enumerate(layout) if rows}
 
     def width(self, family: str) -> int:
         """Return how many channels one unit is made of where it is made: 64 for a head of 64."""

@@ -93,16 +93,23 @@ def _takes_any_numbers(value: oir.Value) -> bool:
     return bool(users) and all(node.op_type in _TAKE_ANY_NUMBERS for node in users)
 
 
+# A layer scale that hides its block: initialisations use 1e-6 and 1e-5.
+_TINY = 1e-4
+
 _FLOATS = frozenset({oir.DataType.FLOAT, oir.DataType.DOUBLE, oir.DataType.FLOAT16, oir.DataType.BFLOAT16})
 
 
 def _varied(value: oir.Value, array: npt.NDArray[Any], seed: int) -> npt.NDArray[Any] | None:
     flat = array.reshape(-1)
     # max - min and not the deviation: that of equal float32 numbers need not come out as zero.
-    if not np.isfinite(flat[0]) or float(flat.max()) - float(flat.min()) != 0.0:
+    lowest, highest = float(flat.min()), float(flat.max())
+    if not np.isfinite(lowest + highest):
+        return None
+    vector = sum(dim > 1 for dim in array.shape) < 2
+    if highest - lowest != 0.0 and not (vector and max(highest, -lowest) <= _TINY):
         return None
     stream = _stream(value, seed)
-    if sum(dim > 1 for dim in array.shape) < 2:
+    if vector:
         return stream.uniform(0.25, 1.0, array.shape)
     fan_in = max(1, array.size // array.shape[0])
     spread: npt.NDArray[Any] = stream.standard_normal(array.shape) / np.sqrt(fan_in)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     Units = npt.NDArray[np.intp]
     Rows = Sequence[tuple[str, Units]]
     Counts = Mapping[str, int]
-    Layout = Callable[[str], Mapping[int, Rows]]
+    Layout = Callable[[oir.Node, int], Mapping[int, Rows]]
+    """Rows of each touched axis of input i of a node, or of its output -1 - i."""
+    ShapeOf = Callable[[oir.Value | None], tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Extent:
         grids: For each group that is a full grid of several families: (families, indices a cell).
         ragged: For the other indices: (family, rank of its unit in order of importance, -1 for none) rows.
         fixed: Indices that no family touches.
+        signature: Equal for dims whose indices belong to the same units.
     """
 
     size: int
@@ -57,6 +60,13 @@ class Extent:
     grids: tuple[tuple[tuple[str, ...], int], ...]
     ragged: tuple[tuple[str, Units], ...]
     fixed: int
+    signature: int
+
+    def key(self, counts: Counts) -> tuple[object, ...]:
+        """Return what is equal for dims that lose the same indices."""
+        if self.count(counts) == self.size:
+            return (self.size,)
+        return (self.signature, *(counts[family] for family in self.families))
 
     def count(self, counts: Counts) -> int:
         """Return how many indices stay."""
@@ -71,6 +81,10 @@ class Extent:
                 kept &= ranks < counts[family]
             total += int(np.count_nonzero(kept))
         return total
+
+
+Extents = dict[int, Extent]
+"""What is known of each touched axis of one operand."""
 
 
 def make_extent(rows: Rows, ranks: Mapping[str, Units], sizes: Counts) -> Extent | None:
@@ -114,6 +128,7 @@ def make_extent(rows: Rows, ranks: Mapping[str, Units], sizes: Counts) -> Extent
         if ragged
         else (),
         fixed=int(np.count_nonzero(codes == 0)),
+        signature=hash(tuple((family, units.tobytes()) for family, units in rows)),
     )
 
 
@@ -139,7 +154,8 @@ class Meter:
     Args:
         model: The model before the cut.
         shapes: Its shapes, with every dim bound.
-        layout: Gives the rows of each touched axis of a value.
+        layout: Gives the rows of each touched axis of input i of a node, or of its output -1 - i. A constant
+            that several nodes read may be cut in another way for each.
         ranks: Place of each unit in its family's order of importance, by family.
     """
 
@@ -148,19 +164,26 @@ class Meter:
         self._shapes = shapes
         self._layout = layout
         self._ranks = ranks
-        self._extents: dict[str, dict[int, Extent]] = {}
+        self._extents: dict[tuple[oir.Node, int], Extents] = {}
         self._nodes: dict[str, list[tuple[oir.Node, int]]] = {family: [] for family in ranks}
-        self._tensors: dict[str, list[oir.Value]] = {family: [] for family in ranks}
-        self._base: dict[oir.Node, int] = {}
+        self._tensors: dict[str, dict[oir.Value, None]] = {family: {} for family in ranks}
+        self._uses: dict[oir.Value, list[Extents]] = {}
+        constants = dict.fromkeys(_constants(model))
         for node, times in _executions(model, shapes):
-            values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-            families = dict.fromkeys(family for value in values for family in self._families(value))
-            if families and macs_of(node, self._shape_of({})):
+            places = [*range(len(node.inputs)), *(-1 - index for index in range(len(node.outputs)))]
+            families: dict[str, None] = {}
+            for place in places:
+                extents = self._at(node, place)
+                found = dict.fromkeys(family for extent in extents.values() for family in extent.families)
+                families |= found
+                value = node.inputs[place] if place >= 0 else None
+                if value is not None and value in constants:
+                    self._uses.setdefault(value, []).append(extents)
+                    for family in found:
+                        self._tensors[family][value] = None
+            if families and macs_of(node, self._shape_of(node, self.sizes)):
                 for family in families:
                     self._nodes[family].append((node, times))
-        for value in _constants(model):
-            for family in dict.fromkeys(self._families(value)):
-                self._tensors[family].append(value)
 
     def saved_macs(self, counts: Counts, family: str, kept: int) -> int:
         """Return the MACs that go when *family* goes from ``counts[family]`` to *kept* units."""
@@ -184,39 +207,49 @@ class Meter:
         return sum(self._elements(value, self.sizes) - self._elements(value, counts) for value in values)
 
     def _difference(self, before: Counts, after: Counts, nodes: Iterable[tuple[oir.Node, int]]) -> int:
-        one, two = self._shape_of(before), self._shape_of(after)
-        return sum(times * ((macs_of(node, one) or 0) - (macs_of(node, two) or 0)) for node, times in nodes)
+        total = 0
+        for node, times in nodes:
+            one = macs_of(node, self._shape_of(node, before)) or 0
+            total += times * (one - (macs_of(node, self._shape_of(node, after)) or 0))
+        return total
 
-    def _families(self, value: oir.Value) -> tuple[str, ...]:
-        return tuple(family for extent in self._of(value).values() for family in extent.families)
-
-    def _of(self, value: oir.Value) -> dict[int, Extent]:
-        name = value.name or ""
-        found = self._extents.get(name)
+    def _at(self, node: oir.Node, place: int) -> Extents:
+        found = self._extents.get((node, place))
         if found is None:
             found = {}
-            for axis, rows in self._layout(name).items():
+            for axis, rows in self._layout(node, place).items():
                 extent = make_extent(rows, self._ranks, self.sizes)
                 if extent is not None:
                     found[axis] = extent
-            self._extents[name] = found
+            self._extents[node, place] = found
         return found
 
     def _elements(self, value: oir.Value, counts: Counts) -> int:
+        """Return the elements of all slices of a constant; places of use with the same slice share it."""
         shape = _constant_shape(value)
-        extents = self._of(value)
-        return math.prod(
-            extents[axis].count(counts) if axis in extents else dim for axis, dim in enumerate(shape)
+        slices = {
+            tuple(extents[axis].key(counts) if axis in extents else dim for axis, dim in enumerate(shape)): extents
+            for extents in self._uses[value]
+        }
+        return sum(
+            math.prod(
+                extents[axis].count(counts) if axis in extents else dim for axis, dim in enumerate(shape)
+            )
+            for extents in slices.values()
         )
 
-    def _shape_of(self, counts: Counts) -> Callable[[oir.Value | None], tuple[int, ...] | None]:
+    def _shape_of(self, node: oir.Node, counts: Counts) -> ShapeOf:
+        places: dict[oir.Value, int] = {}
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                places.setdefault(value, index)
+        places |= {value: -1 - index for index, value in enumerate(node.outputs)}
+
         def shape_of(value: oir.Value | None) -> tuple[int, ...] | None:
-            if value is None:
+            shape = None if value is None else self._shapes.shape(value)
+            if value is None or shape is None:
                 return None
-            shape = self._shapes.shape(value)
-            if shape is None:
-                return None
-            extents = self._of(value) if counts else {}
+            extents = self._at(node, places[value]) if value in places else {}
             return tuple(
                 extents[axis].count(counts) if axis in extents else dim if isinstance(dim, int) else 1
                 for axis, dim in enumerate(shape)

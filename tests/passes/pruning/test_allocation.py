@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as oir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +51,12 @@ def layout_of(a: int, b: int) -> Any:
         "r1": {1: [("B", two)]},
         "w2": {1: [("B", two)]},
     }
-    return lambda name: table.get(name, {})
+
+    def layout(node: oir.Node, place: int) -> Any:
+        value = node.inputs[place] if place >= 0 else node.outputs[-1 - place]
+        return table.get(value.name or "" if value is not None else "", {})
+
+    return layout
 
 
 def candidate(name: str, size: int, seed: int = 0, width: int = 1) -> Candidate:
