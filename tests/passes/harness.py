@@ -58,6 +58,7 @@ def parse(text: str) -> onnx.ModelProto:
 
 def context_for(model: Model, dims: Mapping[str, int] | None = None) -> Context:
     """Return the context that the manager would hand to a pass."""
+    from graphopt.pipeline.plugins import load_plugins
     from graphopt.targets import load_target
 
     def shapes(subject: Model, bound: Mapping[str, int]) -> object:
@@ -70,7 +71,12 @@ def context_for(model: Model, dims: Mapping[str, int] | None = None) -> Context:
 
         return measure_cost(subject, bound)
 
-    context = Context(target=load_target("ort-cpu"), analyses={"shapes": shapes, "cost": cost}, dims=dims)
+    context = Context(
+        target=load_target("ort-cpu"),
+        analyses={"shapes": shapes, "cost": cost},
+        dims=dims,
+        criteria=load_plugins().criteria,
+    )
     context.bind(model)
     return context
 

@@ -35,6 +35,9 @@ _TAKE_ANY_NUMBERS = frozenset({
 })  # fmt: skip
 
 
+_PASS_ON = frozenset({"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
 def values_by_name(model: Model) -> dict[str, oir.Value]:
     """Return every value of the main graph and its bodies by name; names are unique there."""
     found: dict[str, oir.Value] = {}
@@ -89,8 +92,17 @@ def _takes_any_numbers(value: oir.Value) -> bool:
     tensor = value.const_value
     if tensor is None or tensor.dtype not in _FLOATS or tensor.size < 2 or value.is_graph_output():
         return False
-    users = [node for node, _ in value.uses()]
-    return bool(users) and all(node.op_type in _TAKE_ANY_NUMBERS for node in users)
+    return _is_weight(value)
+
+
+def _is_weight(value: oir.Value) -> bool:
+    """Return whether all readers take *value* for a weight, also through nodes that only pass it on."""
+    uses = value.uses()
+    return bool(uses) and all(
+        node.op_type in _TAKE_ANY_NUMBERS
+        or (node.op_type in _PASS_ON and index == 0 and _is_weight(node.outputs[0]))
+        for node, index in uses
+    )
 
 
 # A layer scale that hides its block: initialisations use 1e-6 and 1e-5.

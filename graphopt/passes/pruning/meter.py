@@ -228,7 +228,9 @@ class Meter:
         """Return the elements of all slices of a constant; places of use with the same slice share it."""
         shape = _constant_shape(value)
         slices = {
-            tuple(extents[axis].key(counts) if axis in extents else dim for axis, dim in enumerate(shape)): extents
+            tuple(
+                extents[axis].key(counts) if axis in extents else dim for axis, dim in enumerate(shape)
+            ): extents
             for extents in self._uses[value]
         }
         return sum(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest relative error for float32: rounding in another order leaves about 1e-6 (benchmarks/zoo)."""
 
+_SAME = 1e-7  # relative; rounding of float32 outputs that are the same
 _EVIDENCE = 10.0  # the pruned model must differ from the dense one by so many tolerances
 _TOLERANCES = {"FLOAT16": 2e-2, "BFLOAT16": 1e-1}
 _LARGE_BYTES = 256 << 20  # models from this size go through a file, not through one more copy in memory
@@ -50,6 +51,9 @@ class Verdict:
         randomised: Weights that were one number throughout, made random in both copies.
         shuffled: Whether all weights had to be shuffled for the pruned model to differ.
         output: The output with the largest error.
+        varies: Whether some output of the masked original is more than one number.
+        unused: Whether what was removed reaches no output at all, whatever the weights: then the pruned model
+            is the dense one, which proves as much.
     """
 
     error: float
@@ -59,6 +63,8 @@ class Verdict:
     randomised: int
     shuffled: bool
     output: str
+    varies: bool = True
+    unused: bool = False
 
     @property
     def passed(self) -> bool:
@@ -74,6 +80,7 @@ class Verdict:
             "feeds": self.feeds,
             "constant_weights_randomised": self.randomised,
             "weights_shuffled": self.shuffled,
+            "removed_without_effect": self.unused,
             "passed": self.passed,
         }
 
@@ -121,6 +128,8 @@ def judge(
         # What was removed was dead, or its effect is too small to be seen: make it matter.
         shuffle_weights(subject, seed)
         again = _compare(subject, claim, feeds, len(randomised), None, shuffled=True)
+        if again.passed and again.difference <= _SAME and again.varies:
+            return replace(again, error=max(verdict.error, again.error), unused=True)
         if again.difference <= _EVIDENCE * again.tolerance:
             raise PassFailed(
                 "the oracle proves nothing: the pruned model does not differ from the dense one, even with"
@@ -129,7 +138,7 @@ def judge(
             )
         if not again.passed or again.error > verdict.error:
             return again
-        return Verdict(**{**vars(verdict), "shuffled": True, "difference": again.difference})
+        return replace(verdict, shuffled=True, difference=again.difference)
     return verdict
 
 
@@ -156,9 +165,9 @@ def _compare(
         raise PassFailed(
             f"the pruned model does not run: {refusal.message}", where="oracle", hint=refusal.hint
         ) from refusal
-    error, output = _relative(masked_outputs, pruned_outputs)
-    difference, _ = _relative(dense_outputs, pruned_outputs)
-    return Verdict(error, difference, _tolerance(subject), len(feeds), randomised, shuffled, output)
+    error, output, varies = _relative(masked_outputs, pruned_outputs)
+    difference, _, _ = _relative(dense_outputs, pruned_outputs)
+    return Verdict(error, difference, _tolerance(subject), len(feeds), randomised, shuffled, output, varies)
 
 
 def _attributes_of(pruned: Model, names: Sequence[str]) -> dict[str, Mapping[str, oir.Attr]]:
@@ -196,14 +205,19 @@ def _weight_bytes(model: Model) -> int:
 
 def _relative(
     reference: Sequence[Mapping[str, Value]], candidate: Sequence[Mapping[str, Value]]
-) -> tuple[float, str]:
-    """Return the largest relative error of an output and its name; discrete outputs count what differs."""
+) -> tuple[float, str, bool]:
+    """Return the largest relative error of an output, its name, and whether the reference varies at all.
+
+    Discrete outputs count the part of their elements that differs.
+    """
     names = list(reference[0])
     comparator = Comparator(names)
     for one, two in zip(reference, candidate, strict=True):
         comparator.add([one[name] for name in names], [two[name] for name in names])
     worst, where = 0.0, names[0] if names else ""
+    varies = False
     for each in comparator.result():
+        varies = varies or each.evidence
         if each.mismatch or each.nonfinite:
             error = math.inf
         elif each.max_rel is None or each.discrete:
@@ -212,7 +226,7 @@ def _relative(
             error = each.max_rel
         if error > worst:
             worst, where = error, each.name
-    return worst, where
+    return worst, where, varies
 
 
 def _tolerance(model: Model) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from graphopt.errors import (
     UnsupportedModelError,
     nearest,
 )
+from graphopt.ir.channels import prepare
 from graphopt.ir.fingerprint import fingerprint
 from graphopt.passes.pruning.allocation import Budget, Candidate, Plan, allocate, ordered
 from graphopt.passes.pruning.anatomy import Anatomy, examine
@@ -46,6 +47,15 @@ if TYPE_CHECKING:
 _ATTEMPTS = 4  # at a budget that the meter misjudged
 _FEEDS = 2  # that the oracle runs
 _MOST_LOCKS = 20  # named in an error; the report has all
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Units that stay, the model cut to them, and what it costs."""
+
+    kept: Kept
+    model: Model
+    cost: Cost
 
 
 class Pruner:
@@ -80,12 +90,12 @@ class Pruner:
             PassFailed: The oracle found a difference.
         """
         first = self.cost(self.model)
+        self.now = first
         rounds = 1 if self.options.plan is not None else self.options.max_rounds
         for number in range(1, rounds + 1):
             if not self.round(first, number / rounds, final=number == rounds):
                 break
-        last = self.cost(self.model)
-        return self.report(first, last)
+        return self.report(first, self.now)
 
     def cost(self, model: Model) -> Cost:
         """Return what *model* costs under the dims of the run."""
@@ -94,36 +104,52 @@ class Pruner:
         return measure_cost(model, self.context.dims)
 
     def round(self, first: Cost, part: float, *, final: bool) -> bool:
-        """Cut once, to the ratio raised to *part*; return whether anything went.
+        """Cut once, to the ratio raised to *part*; return whether another round can go on from there.
 
         Args:
             first: What the model cost before the first round.
             part: How far on the way to the ratio, on a logarithmic scale; 1 is the end.
             final: Whether what is not reached now is not reached at all.
         """
-        anatomy = examine(self.model, dims=self.context.dims, rules=self.context.channel_rules)
+        whole = self.model
+        if whole.functions:
+            whole = whole.clone()
+            prepare(whole)
+        anatomy = examine(whole, dims=self.context.dims, rules=self.context.channel_rules)
         chosen = self.select(anatomy)
         if self.options.plan is not None:
-            kept = self.planned(anatomy, chosen)
-        else:
-            if not chosen:
-                self.give_up("no family of channels can be pruned")
-                return False
-            kept = self.allocated(anatomy, chosen, first, part, final=final)
-        kept = {name: units for name, units in kept.items() if len(units) < anatomy.family(name).size}
-        if not kept:
+            cut = self.cut(whole, anatomy, self.planned(anatomy, chosen))
+        elif not chosen:
+            self.give_up("no family of channels can be pruned")
             return False
-        before = self.model.clone()
-        self.compensated.update(compensate(before, anatomy, kept, self.context))
-        pruned = before.clone()
-        anatomy.cut(pruned, kept)
+        else:
+            cut = self.allocated(whole, anatomy, chosen, first, part, final=final)
+        if cut is None:
+            return True
+        before = whole.clone()
+        found = compensate(before, anatomy, cut.kept, self.context)
+        pruned = cut.model
+        if found:
+            self.compensated |= found
+            pruned = before.clone()
+            anatomy.cut(pruned, cut.kept)
         if self.options.oracle:
-            self.prove(before, pruned, anatomy, kept)
+            self.prove(before, pruned, anatomy, cut.kept)
         self.model.store = pruned.store
         self.model.forget_names()
         self.context.invalidate()
-        self.note_cut(anatomy, kept)
+        self.now = cut.cost
+        self.note_cut(anatomy, cut.kept)
         return True
+
+    def cut(self, whole: Model, anatomy: Anatomy, kept: Kept) -> _Cut | None:
+        """Return a clone of *whole* cut to the *kept* units, None where they are all."""
+        kept = {name: units for name, units in kept.items() if len(units) < anatomy.family(name).size}
+        if not kept:
+            return None
+        model = whole.clone()
+        anatomy.cut(model, kept)
+        return _Cut(kept, model, self.cost(model))
 
     def select(self, anatomy: Anatomy) -> list[str]:
         """Return the families that may be cut, and note why the others stay."""
@@ -214,25 +240,23 @@ class Pruner:
         return made
 
     def allocated(
-        self, anatomy: Anatomy, chosen: Sequence[str], first: Cost, part: float, *, final: bool
-    ) -> Kept:
-        """Return the units that stay so that the ratio is met, judged by the cut model itself."""
+        self, whole: Model, anatomy: Anatomy, chosen: Sequence[str], first: Cost, part: float, *, final: bool
+    ) -> _Cut | None:
+        """Return the cut that meets the ratio, judged by the cut model itself."""
         options = self.options
         budget: Budget = "parameters" if options.macs_ratio is None else "macs"
         ratio = options.params_ratio if options.macs_ratio is None else options.macs_ratio
         assert ratio is not None
-        now = self.cost(self.model)
         limit = math.floor(ratio**part * _amount(first, budget))
-        to_remove = _amount(now, budget) - limit
+        to_remove = _amount(self.now, budget) - limit
         if to_remove <= 0:
-            return {}
+            return None
         scores = self.scores(anatomy, chosen)
         candidates = [
             Candidate(name, scores[name], ordered(scores[name]), anatomy.width(name)) for name in chosen
         ]
         ranks = {each.name: np.argsort(each.order).astype(np.intp) for each in candidates}
-        meter = Meter(self.model, anatomy.shapes, anatomy.rows, ranks)
-        kept: Kept = {}
+        meter = Meter(whole, anatomy.shapes, anatomy.rows, ranks)
         for _attempt in range(_ATTEMPTS):
             plan = allocate(
                 candidates,
@@ -245,17 +269,16 @@ class Pruner:
                 min_family=options.min_family,
             )
             kept = {each.name: np.sort(each.order[: plan.counts[each.name]]) for each in candidates}
-            trial = self.model.clone()
-            anatomy.cut(trial, kept)
-            got = _amount(self.cost(trial), budget)
+            cut = self.cut(whole, anatomy, kept)
+            got = _amount(self.now if cut is None else cut.cost, budget)
             if got <= limit or not plan.reached:
                 break
             to_remove += got - limit
         if plan.note:
             self.notes[plan.note] = None
         if got > limit and final:
-            self.fall_short(budget, ratio, first, now, plan, got)
-        return kept
+            self.fall_short(budget, ratio, first, plan, got)
+        return cut
 
     def planned(self, anatomy: Anatomy, chosen: Sequence[str]) -> Kept:
         """Return the units that the plan keeps; where it gives a number, the most important ones."""
@@ -286,11 +309,11 @@ class Pruner:
         """Return why *where* is left alone."""
         return next((reason for place, reason in self.skipped if place == where), "it is left alone")
 
-    def fall_short(self, budget: Budget, ratio: float, first: Cost, now: Cost, plan: Plan, got: int) -> None:
+    def fall_short(self, budget: Budget, ratio: float, first: Cost, plan: Plan, got: int) -> None:
         """Say how far the ratio was reached, as an error unless that is what was asked for."""
         option = "macs_ratio" if budget == "macs" else "params_ratio"
         total = _amount(first, budget)
-        least = (_amount(now, budget) - plan.most) / total
+        least = (_amount(self.now, budget) - plan.most) / total
         if self.options.best_effort:
             self.notes[f"{option}={ratio:g} is out of reach: {got / total:.4f} was reached"] = None
             return

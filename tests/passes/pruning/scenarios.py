@@ -14,7 +14,8 @@ OPSET = [helper.make_opsetid("", 17)]
 
 def array(*shape: int, seed: int = 0, fan_in: int = 0) -> np.ndarray:
     rng = np.random.default_rng([seed, *shape])
-    return (rng.standard_normal(shape) / np.sqrt(fan_in or np.prod(shape[1:]) or 1)).astype(np.float32)
+    scale = np.float32(np.sqrt(fan_in or np.prod(shape[1:]) or 1))
+    return np.asarray(rng.standard_normal(shape, dtype=np.float32) / scale)
 
 
 def info(name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:

@@ -125,11 +125,10 @@ def test_dead_channels_are_proven_with_shuffled_weights() -> None:
     assert not wrong.passed
 
 
-def test_a_cut_that_cuts_nothing_proves_nothing() -> None:
+def test_a_cut_of_what_no_output_depends_on_is_told_apart() -> None:
     model = model_of()
     everything = Claim(lambda _: None, [], (), {}, claim_for(model, cutter()).describe)
-    with pytest.raises(PassFailed, match="proves nothing"):
-        judge(model, everything, FEEDS, seed=0)
+    assert judge(model, everything, FEEDS, seed=0).unused
 
 
 def test_the_model_itself_stays_as_it_is() -> None:
@@ -137,3 +136,19 @@ def test_the_model_itself_stays_as_it_is() -> None:
     before = {name: value.const_value for name, value in model.graph.initializers.items()}
     judge(model, claim_for(model, cutter()), FEEDS, seed=0)
     assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
+
+
+def test_an_effect_too_small_to_be_seen_proves_nothing() -> None:
+    model = model_of()
+    tiny = np.full((5, 8), 1e-5, np.float32)
+    tiny[:, KEPT] = 1
+    value = values_by_name(model)["w2"]
+    value.const_value = from_array(tiny, "w2")
+
+    def shuffle_nothing(*_: object) -> tuple[str, ...]:
+        return ()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graphopt.passes.pruning.oracle.shuffle_weights", shuffle_nothing)
+        with pytest.raises(PassFailed, match="proves nothing"):
+            judge(model, claim_for(model, cutter()), FEEDS, seed=0)
