@@ -66,6 +66,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "infer-shapes",
         "upgrade-opset",
         "decompress-weights",
+        "prune-channels",
         "graphsurgeon-script",
     )
     assert set(registry.analyses) == {"shapes", "cost"}
