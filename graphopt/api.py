@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from graphopt.errors import PlanError, nearest
+from graphopt.calibrate.needs import Needs
+from graphopt.errors import DataError, PlanError, ProviderError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from graphopt.calibrate.calibration import Calibration
+    from graphopt.calibrate.statistics import Statistics
     from graphopt.ir import Model
+    from graphopt.runtime.measurements import Measured, Measurements
+    from graphopt.runtime.session import Feeds
     from graphopt.targets import Target
 
 Analysis = Callable[["Model", Mapping[str, int]], object]
@@ -35,7 +42,8 @@ class PassInfo:
         requires: Facts that must have been provided by an earlier pass.
         provides: Facts that hold after this pass.
         conflicts: Facts that must not hold when this pass starts.
-        preserves: Analyses that stay valid although the pass changed the model.
+        preserves: Analyses that stay valid although the pass changed the model. With ``"statistics"`` a pass
+            promises that every value that keeps its name holds what it held.
         min_opset: Lowest version of the default domain that the pass can work on; 1 means any.
         lossy: Whether the pass changes what the model computes on purpose (pruning, low rank). The SQNR of a
             result behind such a step is reported, but held to no limit that nobody asked for.
@@ -92,6 +100,8 @@ class Context:
         criteria: Mapping[str, Any] | None = None,
         channel_rules: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        calibration: Calibration | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         self.target = target
         self.dims: Mapping[str, int] = dict(dims or {})
@@ -100,6 +110,8 @@ class Context:
         self.channel_rules: Mapping[str, Any] = channel_rules or {}
         self._analyses = analyses
         self._progress = progress
+        self._calibration = calibration
+        self._measurements = measurements
         self._model: Model | None = None
         self._cache: dict[str, object] = {}
 
@@ -122,8 +134,64 @@ class Context:
         return self._cache[name]
 
     def invalidate(self, preserved: frozenset[str] = frozenset()) -> None:
-        """Forget all analyses but the *preserved* ones."""
+        """Forget all analyses but the *preserved* ones, and with them the statistics."""
         self._cache = {name: value for name, value in self._cache.items() if name in preserved}
+        if self._calibration is not None and "statistics" not in preserved:
+            self._calibration.invalidate()
+
+    @property
+    def data(self) -> Iterable[Feeds] | None:
+        """The feeds that the run was given, which can be iterated again and again; None where it has none."""
+        return None if self._calibration is None else self._calibration.data
+
+    def has_statistics(self, needs: Needs) -> bool:
+        """Return whether :meth:`statistics` can answer *needs*: they were given, or there is data."""
+        return not needs or (self._calibration is not None and self._calibration.has(needs))
+
+    def statistics(self, needs: Needs) -> Statistics:
+        """Return statistics of the model as it was when the step began; ask before the first edit.
+
+        What could not be collected stands in ``skipped`` of the result, with the reason. Statistics are
+        collected once for consecutive steps that preserve them, as far as :meth:`Pass.needs` told.
+
+        Args:
+            needs: What to know.
+
+        Raises:
+            DataError: There is neither data nor a file of statistics that holds it.
+        """
+        if self._calibration is None:
+            from graphopt.calibrate.calibration import Calibration
+
+            return Calibration().get(self._bound(), needs)
+        return self._calibration.get(self._bound(), needs)
+
+    @property
+    def can_measure(self) -> bool:
+        """Whether :meth:`latency` can answer: the target's provider and a feed are here, or a record."""
+        return self._measurements is not None and self._measurements.can_measure(self._bound())
+
+    def latency(self, label: str, before: Model, after: Model, **protocol: Any) -> Measured:  # noqa: ANN401 - numbers
+        """Compare the time of two models on the target's provider; recorded in the report and replayed.
+
+        Args:
+            label: Names the comparison; unique within the step, and the same in every run.
+            before: The model to compare with.
+            after: The model to judge; it takes the same inputs.
+            protocol: ``rounds``, ``trials`` and ``budget_s`` of
+                :meth:`graphopt.runtime.measurements.Measurements.latency`.
+
+        Raises:
+            ProviderError: Nothing can be measured here.
+        """
+        if self._measurements is None:
+            raise ProviderError("nothing can be measured here", where=label)
+        return self._measurements.latency(label, before, after, **protocol)
+
+    def _bound(self) -> Model:
+        if self._model is None:
+            raise DataError("no model is bound to the context")
+        return self._model
 
     def progress(self, done: int, total: int) -> None:
         """Tell whoever watches that *done* of *total* parts are finished."""
@@ -136,6 +204,20 @@ class Pass(ABC):
 
     info: ClassVar[PassInfo]
     Options: ClassVar[type[PassOptions]] = PassOptions
+
+    def needs(self, model: Model, options: Any, context: Context) -> Needs:  # noqa: ANN401 - as run
+        """Return the statistics that :meth:`run` will ask for.
+
+        The manager unites them over consecutive passes, so that the data is run through the model once.
+        What is missing here is collected when :meth:`run` asks.
+
+        Args:
+            model: The model as it is when statistics are collected; to be looked at only.
+            options: An instance of ``self.Options``.
+            context: Analyses, target, dims.
+        """
+        del model, options, context
+        return Needs()
 
     @abstractmethod
     def run(self, model: Model, options: Any, context: Context) -> Report:  # noqa: ANN401 - narrowed by each pass

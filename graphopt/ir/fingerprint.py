@@ -18,7 +18,7 @@ import onnx_ir as oir
 
 from graphopt.ir import meta
 from graphopt.ir.collector import collector_paused
-from graphopt.ir.tensors import SparseTensor
+from graphopt.ir.tensors import SparseTensor, to_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,6 +78,28 @@ class TensorRegistry:
             return ("bytes", dtype, dims, _digest(tensor.tobytes()))
         self._last += 1
         return ("tensor", dtype, dims, self._last)
+
+
+class _Contents(TensorRegistry):
+    """Keys by content alone, wherever it stands: reads every byte."""
+
+    def _make_key(self, tensor: oir.TensorProtocol) -> tuple[object, ...]:
+        if isinstance(tensor, SparseTensor | oir.StringTensor):
+            return super()._make_key(tensor)
+        dtype, dims = int(tensor.dtype), tuple(tensor.shape.numpy())
+        return ("content", dtype, dims, hashlib.blake2b(to_buffer(tensor), digest_size=16).digest())
+
+
+def content_hash(model: Model) -> str:
+    """Return 32 hex digits that say what *model* is, contents of all tensors included, external ones too.
+
+    Unlike :func:`fingerprint` it reads every weight, and is the same wherever these are stored.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with collector_paused():
+        for part in _Walk(_Contents()).model(model.store):
+            digest.update(_digest(part))
+    return digest.hexdigest()
 
 
 def _digest(content: object) -> bytes:

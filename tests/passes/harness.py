@@ -24,7 +24,9 @@ from graphopt.ir.verify import verify
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from graphopt.calibrate import Statistics
     from graphopt.ir import Model
+    from graphopt.runtime.measurements import Measured
 
 Feeds = dict[str, Any]
 """One value per input: an array, or a list of arrays for a sequence."""
@@ -56,8 +58,27 @@ def parse(text: str) -> onnx.ModelProto:
     return proto
 
 
-def context_for(model: Model, dims: Mapping[str, int] | None = None) -> Context:
-    """Return the context that the manager would hand to a pass."""
+def context_for(
+    model: Model,
+    dims: Mapping[str, int] | None = None,
+    *,
+    data: Sequence[Feeds] | None = None,
+    statistics: Statistics | None = None,
+    measurements: Mapping[tuple[str, str], Measured] | None = None,
+    target: str = "ort-cpu",
+) -> Context:
+    """Return the context that the manager would hand to a pass.
+
+    Args:
+        model: The model that the pass works on.
+        dims: Sizes bound to symbolic dims.
+        data: Feeds to collect statistics from.
+        statistics: Statistics that are at hand.
+        measurements: Latencies to answer with, by (scope, label); the scope is "" here.
+        target: What is compiled for.
+    """
+    from graphopt.calibrate.calibration import Calibration
+    from graphopt.runtime.measurements import Measurements
     from graphopt.pipeline.plugins import load_plugins
     from graphopt.targets import load_target
 
@@ -71,10 +92,13 @@ def context_for(model: Model, dims: Mapping[str, int] | None = None) -> Context:
 
         return measure_cost(subject, bound)
 
+    loaded = load_target(target)
     context = Context(
-        target=load_target("ort-cpu"),
+        target=loaded,
         analyses={"shapes": shapes, "cost": cost},
         dims=dims,
+        calibration=Calibration(data, given=statistics),
+        measurements=Measurements(loaded.provider, feeds=data, dims=dims, replay=measurements),
         criteria=load_plugins().criteria,
     )
     context.bind(model)
@@ -87,16 +111,23 @@ def apply(
     *,
     dims: Mapping[str, int] | None = None,
     check: bool = True,
+    data: Sequence[Feeds] | None = None,
+    statistics: Statistics | None = None,
+    measurements: Mapping[tuple[str, str], Measured] | None = None,
+    target: str = "ort-cpu",
     **options: Any,
 ) -> tuple[Model, Report]:
     """Run *pass_* on a private copy of *model* as the manager does, and hold it to its word.
 
     The result is verified, accepted by the ONNX checker (with *check*), and ``report.changed`` agrees with
-    the fingerprint.
+    the fingerprint. *data*, *statistics*, *measurements* and *target* are those of :func:`context_for`.
     """
     working = lower(model) if isinstance(model, onnx.ModelProto) else model.clone()
     before = fingerprint(working)
-    report = pass_.run(working, pass_.Options(**options), context_for(working, dims))
+    context = context_for(
+        working, dims, data=data, statistics=statistics, measurements=measurements, target=target
+    )
+    report = pass_.run(working, pass_.Options(**options), context)
     assert report.changed == (fingerprint(working) != before), (
         f"{pass_.info.name} says changed={report.changed}: {dict(report.counts)}"
     )
