@@ -123,7 +123,7 @@ class Channels:
             value = input_at(item.node, item.input)
             axes = self._run.axes_of_use(item.node, item.input)
             axis = axes[item.axis] if axes else None
-            if axis is None or value is None:
+            if axis is None or value is None or self._run.is_parameter(value):
                 continue
             columns = unit_columns(self._units, index, self._run.slots.atoms(axis))
             weight = None if item.weight is None else input_at(item.node, item.weight)

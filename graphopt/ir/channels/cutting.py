@@ -131,6 +131,11 @@ class NodeCut:
         size = self.size_output(index, axis)
         return None if size < 0 else size
 
+    def groups(self, index: int, axis: int, count: int) -> int:
+        """Return how many of *count* equal parts of dim *axis* of input *index* have an index left."""
+        keep = self.keep(index, axis)
+        return count if keep is None else int(keep.reshape(count, -1).any(axis=1).sum())
+
     def set_attribute(self, name: str, value: Any) -> None:  # noqa: ANN401 - attributes are of many types
         """Set an attribute, or remove it with None."""
         if value is None:

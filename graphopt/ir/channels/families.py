@@ -233,11 +233,23 @@ def find_locks(run: Propagation) -> tuple[Lock, ...]:
                     place = held.setdefault(number, {})
                     key = (value.name or "" if value is not None else "", k)
                     place[key] = place.get(key, 0) + count
-    return tuple(
+    overridable = [
         Lock(
-            *run.reasons[number],
-            tuple((name, axis, count) for (name, axis), count in places.items()),
-            run.unknown.get(number, ""),
+            f"overridable initializer {value.name!r}",
+            "a caller may replace it",
+            tuple((value.name or "", k, dim) for k, dim in enumerate(run.shape(value)) if dim > 1),
         )
-        for number, places in sorted(held.items())
+        for value in run.model.graph.inputs
+        if value.is_initializer() and run.constant(value) is None
+    ]
+    return (
+        *overridable,
+        *(
+            Lock(
+                *run.reasons[number],
+                tuple((name, axis, count) for (name, axis), count in places.items()),
+                run.unknown.get(number, ""),
+            )
+            for number, places in sorted(held.items())
+        ),
     )

@@ -116,7 +116,9 @@ class Propagation:
             self.node(node)
 
     def node(self, node: oir.Node) -> None:
-        """Label the outputs of *node*."""
+        """Label the outputs of *node*; those of a Constant are labelled where they are read."""
+        if node.op_type == "Constant" and self.constant(node.outputs[0]) is not None:
+            return
         parameters = True
         live = False
         for index in range(len(node.inputs)):
@@ -290,6 +292,10 @@ class Propagation:
             if found is not None:
                 self.set_role(found, "consumer")
         self.contractions.append(Contraction(node, data, axis, weight, weight_axis))
+
+    def note_inner_sum(self, node: oir.Node, weight: int, axis: int) -> None:
+        """Note that *node* sums over a dim of a weight times what it computes itself."""
+        self.contractions.append(Contraction(node, weight, axis, None, 0))
 
     def note_approximation(self, node: oir.Node, axis: Array) -> None:
         """Note that *node* takes a mean, norm or extremum over *axis*."""

@@ -169,10 +169,41 @@ class Slots:
             self._join(self._named(first, a)[plain], self._named(second, b)[plain], reason)
         a, b = a[~plain], b[~plain]
         if len(a):
+            self._pair_factors(a, b)
             a, b = self.settle(a), self.settle(b)
+            differ = a != b
+            a, b = a[differ], b[differ]
         if len(a) and not self._bind_all(a, b, reason):
             for x, y in dict.fromkeys(zip(a.tolist(), b.tolist(), strict=True)):
                 self._reconcile(x, y, reason)
+
+    def _pair_factors(self, a: Array, b: Array) -> None:
+        """Where products meet products, unite their factors that stand at the same places.
+
+        Two grids of the same sides, each with atoms of its own for rows and columns, meet like this: rows
+        must be rows then and columns columns, for no other way leaves both removable.
+        """
+        both = (self._left[a] >= 0) & (self._left[b] >= 0)
+        if not both.any():
+            return
+        ones, others = self.atoms(a[both]), self.atoms(b[both])
+        weights = np.random.default_rng(0).integers(0, 2**63, len(ones), dtype=np.uint64)
+        places: list[dict[int, int]] = []
+        for table in (ones, others):
+            atoms, where = np.unique(table, return_inverse=True)
+            sums = np.zeros(len(atoms), np.uint64)
+            np.add.at(sums, where.reshape(table.shape), weights[:, None])
+            places.append(
+                {
+                    place: atom
+                    for atom, place in zip(atoms.tolist(), sums.tolist(), strict=True)
+                    if atom != LOCKED
+                }
+            )
+        pairs = [(atom, places[1][place]) for place, atom in places[0].items() if place in places[1]]
+        if pairs:
+            table = np.array(pairs)
+            self._join(table[:, 0], table[:, 1], -1)
 
     def _named(self, slots: Array, settled: Array) -> Array:
         roots = self._roots(slots)

@@ -142,6 +142,10 @@ class NodeView:
         """State that the node sums over dim *axis* of input *index*."""
         self._run.note_contraction(self.node, index, axis, None, 0)
 
+    def recurs(self, index: int, axis: int) -> None:
+        """State that the node sums over dim *axis* of weight *index* times something inside of it."""
+        self._run.note_inner_sum(self.node, index, axis)
+
     def produces(self, index: int, axis: Array | None) -> None:
         """Note that *axis* is the output side of weight *index*."""
         if axis is not None and self._run.is_parameter(input_at(self.node, index)):

@@ -14,10 +14,21 @@ Rules = dict[tuple[str, str], "ChannelRule"]
 
 def rule_table(extra: Iterable[ChannelRule] = ()) -> Rules:
     """Return all rules by (domain, op_type); those of *extra* go before the built-in ones."""
-    from graphopt.ir.channels.rules import control, linear, movement, picking, pointwise, sizes
+    from graphopt.ir.channels.rules import (
+        attention,
+        control,
+        linear,
+        movement,
+        picking,
+        pointwise,
+        quantized,
+        recurrent,
+        sizes,
+    )
 
     table: Rules = {}
-    for module in (linear, pointwise, movement, picking, sizes, control):
+    modules = (linear, pointwise, movement, picking, sizes, control, recurrent, quantized, attention)
+    for module in modules:
         for rule in module.RULES:
             table[rule.domain, rule.op_type] = rule
     for rule in extra:

@@ -99,11 +99,11 @@ def _deform_conv(view: NodeView) -> None:
     _emit_spatial(view, convolve(view, bias=3))
 
 
-def regroup_conv(cut: NodeCut) -> None:
+def regroup_conv(cut: NodeCut, weight: int = 1) -> None:
     """Set ``group`` to the kept channels over those of one group; X [N, C, ...], W [M, C / group, ...]."""
     if cut.attribute("group", 1) == 1:
         return
-    channels, inside = cut.count(0, 1), cut.count(1, 1)
+    channels, inside = cut.count(0, 1), cut.count(weight, 1)
     if channels is not None and inside:
         cut.set_attribute("group", channels // inside)
 
