@@ -84,8 +84,8 @@ class Moments:
     def add(self, rows: npt.NDArray[Any], targets: npt.NDArray[Any]) -> None:
         """Take in [n, d] rows and their [n, m] targets.
 
-        Products are summed in the precision of the rows (float32 activations: blocks of a few thousand rows
-        lose nothing that the ridge would keep) and accumulated in float64.
+        Products are taken about the mean of the rows given, in their own precision, and summed in float64:
+        activations far from zero that vary little would lose their small directions otherwise.
 
         Raises:
             DataError: The shapes do not belong together.
@@ -100,19 +100,52 @@ class Moments:
                 f"rows {list(rows.shape)} and targets {list(targets.shape)}; "
                 f"expected {self.columns} and {self.outputs} columns"
             )
+        if not len(rows):
+            return
         with np.errstate(over="ignore", invalid="ignore"):
-            self.count += len(rows)
-            self.rows_sum += rows.sum(axis=0, dtype=np.float64)
-            self.targets_sum += targets.sum(axis=0, dtype=np.float64)
-            self.gram += rows.T @ rows
-            self.cross += rows.T @ targets
-            self.energy += np.einsum("nm,nm->m", targets, targets, dtype=np.float64)
+            x_mean, y_mean = rows.mean(axis=0, dtype=np.float64), targets.mean(axis=0, dtype=np.float64)
+            x, y = (rows - x_mean).astype(rows.dtype), (targets - y_mean).astype(targets.dtype)
+            # What rounding has left of the sums about the means.
+            x_rest, y_rest = x.sum(axis=0, dtype=np.float64), y.sum(axis=0, dtype=np.float64)
+            n = len(rows)
+            self.count += n
+            self.rows_sum += n * x_mean + x_rest
+            self.targets_sum += n * y_mean + y_rest
+            self.gram += x.T @ x + np.outer(x_rest, x_mean) + np.outer(n * x_mean + x_rest, x_mean).T
+            self.cross += x.T @ y + np.outer(x_rest, y_mean) + np.outer(x_mean, n * y_mean + y_rest)
+            self.energy += np.einsum("nm,nm->m", y, y, dtype=np.float64) + (2 * y_rest + n * y_mean) * y_mean
 
     def merge(self, other: Moments) -> None:
         """Take in what *other* has seen."""
         self.count += other.count
         for name in ("rows_sum", "targets_sum", "gram", "cross", "energy"):
             getattr(self, name).__iadd__(getattr(other, name))
+
+    def through(self, features: Matrix) -> Moments:
+        """Return the moments of ``features @ x``, with features [q, d], and the same targets."""
+        return Moments(
+            self.count,
+            features @ self.rows_sum,
+            self.targets_sum,
+            features @ self.gram @ features.T,
+            features @ self.cross,
+            self.energy,
+        )
+
+    def uncentred(self, bias: Matrix) -> Moments:
+        """Return moments in which the bias is fixed at *bias* [m] instead of free.
+
+        The targets are what the weight alone has to give, and all means are taken for zero: the best bias of
+        what comes out of a solve on them is zero.
+        """
+        return Moments(
+            self.count,
+            np.zeros_like(self.rows_sum),
+            np.zeros_like(self.targets_sum),
+            self.gram,
+            self.cross - np.outer(self.rows_sum, bias),
+            self.energy - 2 * bias * self.targets_sum + self.count * bias * bias,
+        )
 
     @property
     def is_finite(self) -> bool:

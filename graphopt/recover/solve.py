@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
     from graphopt.recover.moments import Matrix, Moments
+
+    Indices = npt.NDArray[np.int64]
 
 RIDGE = 1e-3
 """Default ridge (design/recovery.md; benchmarks/recovery.py)."""
@@ -106,7 +112,7 @@ def _is_positive_definite(matrix: Matrix) -> bool:
         return False
     diagonal: Matrix = np.diag(lower)
     # What Cholesky accepts with pivots at the rounding error of the largest has no digits left to solve with.
-    return bool(diagonal.size == 0 or np.min(diagonal) > 1e-8 * np.max(diagonal))
+    return bool(diagonal.size == 0 or np.min(diagonal) > 1e-6 * np.max(diagonal))
 
 
 def solve(
@@ -116,7 +122,7 @@ def solve(
     *,
     stage: str,
     ridge: float = RIDGE,
-    columns: Matrix | None = None,
+    columns: Indices | None = None,
 ) -> Solution:
     """Return the weight and bias that map rows to targets best.
 
@@ -157,6 +163,57 @@ def solve(
     result[:, chosen] += delta
     bias = moments.best_bias(result)
     return Solution(result, bias, before, moments.residual(result, bias), regular.ridge, notes)
+
+
+def solve_groups(
+    moments: Sequence[Moments],
+    prior_weight: Matrix,
+    prior_bias: Matrix,
+    *,
+    stage: str,
+    ridge: float = RIDGE,
+    columns: Sequence[Indices] | None = None,
+    free_bias: bool = True,
+) -> Solution:
+    """Solve for each group of a grouped convolution, or for the one group of any other operator.
+
+    Args:
+        moments: One for each group.
+        prior_weight: [m, d] with the groups one below the other.
+        prior_bias: [m].
+        stage: How notes name the place.
+        ridge: See the module.
+        columns: For each group, the columns that may be used; all by default.
+        free_bias: Whether the bias may change; the result has the prior one otherwise.
+    """
+    step = len(prior_weight) // len(moments)
+    solutions = []
+    for group, each in enumerate(moments):
+        part = slice(group * step, (group + 1) * step)
+        bias = prior_bias[part]
+        seen = each if free_bias else each.uncentred(bias)
+        solutions.append(
+            solve(
+                seen,
+                prior_weight[part],
+                bias if free_bias else np.zeros_like(bias),
+                stage=stage if len(moments) == 1 else f"{stage}, group {group}",
+                ridge=ridge,
+                columns=None if columns is None else columns[group],
+            )
+        )
+    if len(solutions) == 1 and free_bias:
+        return solutions[0]
+    shares = np.array([one.target_variance if one.is_finite else 0.0 for one in moments])
+    shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(shares), 1 / len(shares))
+    return Solution(
+        np.concatenate([one.weight for one in solutions]),
+        np.concatenate([one.bias for one in solutions]) if free_bias else prior_bias,
+        float(shares @ [one.residual_before for one in solutions]),
+        float(shares @ [one.residual_after for one in solutions]),
+        max(one.ridge for one in solutions),
+        tuple(note for one in solutions for note in one.notes),
+    )
 
 
 def refit_bias(moments: Moments, weight: Matrix, bias: Matrix, *, stage: str) -> Solution:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from graphopt.targets.channels import ChannelRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydantic resolves it
+from graphopt.targets.low_rank import LowRankRules  # noqa: TC001 - pydantic resolves it
 
 
 class RuntimeLimits(BaseModel):
@@ -43,6 +44,7 @@ class Target(BaseModel):
         dequantize: Which DequantizeLinear nodes of stored weights the runtime fuses; None where that is not
             known.
         channels: What numbers of channels pay; None where that is not known.
+        low_rank: When a factorised weight is worth it; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +57,7 @@ class Target(BaseModel):
     runtime_limits: tuple[RuntimeLimits, ...] = Field(min_length=1)
     dequantize: DequantizeRules | None = None
     channels: ChannelRules | None = None
+    low_rank: LowRankRules | None = None
 
     @field_validator("sources")
     @classmethod
@@ -75,7 +78,7 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _every_rule_has_a_source(self) -> Self:
-        for table in ("dequantize", "channels"):
+        for table in ("dequantize", "channels", "low_rank"):
             if getattr(self, table) is not None and table not in self.sources:
                 raise ValueError(f"sources.{table} must say where its rules come from")
         if stray := [name for name in self.unmeasured if name not in self.sources]:

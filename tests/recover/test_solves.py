@@ -435,3 +435,10 @@ def test_low_rank_with_bad_covariances() -> None:
         singular = decompose(weight, covariance, count=100, stage="s")
         outer, inner = singular.cut(6)
         np.testing.assert_allclose(outer @ inner, weight, atol=1e-8)
+
+
+def test_small_variance_far_from_zero_survives_float32() -> None:
+    x, y = data()
+    far = (x * 0.01 + 1000).astype(np.float32)
+    got = moments_of(far, y.astype(np.float32)).covariance
+    np.testing.assert_allclose(got, np.cov(far.astype(np.float64).T, bias=True), rtol=1e-3, atol=1e-7)

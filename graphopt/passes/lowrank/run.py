@@ -1,0 +1,249 @@
+"""One run of factorize-lowrank, from candidates to the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.api import Report
+from graphopt.calibrate.needs import Needs
+from graphopt.errors import GateFailed, OptionError
+from graphopt.ir.cost import measure_cost
+from graphopt.ir.shapes import infer_shapes
+from graphopt.passes.lowrank import candidates as pool
+from graphopt.passes.lowrank import choose, embedding, fit, measured, rewrite
+from graphopt.passes.lowrank.forms import Splitter
+from graphopt.recover.walk import Walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from graphopt.api import Context
+    from graphopt.ir.model import Model
+    from graphopt.passes.lowrank.choose import Chosen
+    from graphopt.recover.moments import Matrix
+    from graphopt.runtime.session import Feeds
+
+DEFAULT_ENERGY = 0.99
+_FALLBACK_GAIN = 1.0
+
+
+class Run:
+    """See the module.
+
+    Args:
+        model: The model to change.
+        options: Options of the pass.
+        context: Target, statistics and measurements.
+    """
+
+    def __init__(self, model: Model, options: Any, context: Context) -> None:  # noqa: ANN401 - the pass's options
+        self.model = model
+        self.options = options
+        self.context = context
+        goals = [
+            name
+            for name in ("macs_ratio", "params_ratio", "energy", "rank", "weight_ratio")
+            if getattr(options, name) is not None
+        ]
+        if len(goals) > 1:
+            raise OptionError(
+                f"{goals[0]} and {goals[1]} cannot both say how far to go",
+                where="factorize-lowrank",
+                hint="Give one of them",
+            )
+        rules = context.target.low_rank
+        of_parameters = options.params_ratio is not None
+        round_to = options.round_to if options.round_to != "auto" else (rules.round_to if rules else 1)
+        gain = _FALLBACK_GAIN
+        if options.min_gain is not None:
+            gain = options.min_gain
+        elif rules is not None and not of_parameters:
+            gain = rules.min_gain
+        self.rules = pool.Rules(
+            tuple(form for form in options.forms if form != "embedding"),
+            int(round_to),
+            # A measured gain is asked of the clock; theory only has to leave it something to find.
+            gain if options.gain == "theory" else 1.0 + 1e-9,
+            of_parameters,
+            options.keep,
+        )
+        self.min_gain = gain
+        self.shapes = infer_shapes(model)
+        self.numbers = infer_shapes(model, context.dims, unbound=1)
+        self.candidates, self.skipped = pool.find(model, self.shapes, self.rules, self.numbers)
+        self.notes: list[str] = []
+
+    def needs(self) -> Needs:
+        """Return the second moments of the rows of all candidates."""
+        if not self.options.whiten and self.options.recover == "none":
+            return Needs()
+        return Needs(grams=frozenset(candidate.linear.rows for candidate in self.candidates))
+
+    def run(self, feeds: Iterable[Feeds] | None) -> Report:
+        """Do everything."""
+        before = measure_cost(self.model, self.context.dims)
+        splitters, means = self._take_apart()
+        chosen = self._choose(splitters, before.known_macs, before.parameters)
+        if self.options.gain == "measured":
+            chosen = measured.keep_what_pays(
+                self.model,
+                self.numbers,
+                self.candidates,
+                chosen,
+                splitters,
+                self.rules,
+                self.context,
+                self.min_gain,
+                self.notes,
+            )
+        self.skipped += [
+            (candidate.linear.where, reason)
+            for candidate, reason in zip(self.candidates, chosen.reasons, strict=True)
+            if reason
+        ]
+        done = self._fit(chosen, splitters, means, feeds) if any(chosen.ways) else fit.Fit()
+        for each in done.fitted:
+            rewrite.put(self.model, each)
+        counts = {"factorized": sum(one is not None for one in chosen.ways)}
+        for way in chosen.ways:
+            if way is not None:
+                counts[way.form] = counts.get(way.form, 0) + 1
+        refitted = sum(one.factors is None for one in done.fitted)
+        if refitted:
+            counts["refitted"] = refitted
+        if "embedding" in self.options.forms:
+            tables = embedding.factorize(self.model, self.shapes, self.options, self.rules)
+            self.skipped += tables.skipped
+            if tables.count:
+                counts["embedding"] = tables.count
+        changed = bool(done.fitted) or "embedding" in counts
+        after = measure_cost(self.model, self.context.dims)
+        self._check(before, after)
+        extra: dict[str, object] = {
+            "macs_ratio": _ratio(after.known_macs, before.known_macs),
+            "params_ratio": _ratio(after.parameters, before.parameters),
+            "weights": [
+                {
+                    "where": candidate.linear.where,
+                    "form": way.form,
+                    "ranks": list(way.ranks),
+                    "loss": round(way.loss, 6),
+                }
+                for candidate, way in zip(self.candidates, chosen.ways, strict=True)
+                if way is not None
+            ],
+            **done.extra,
+        }
+        notes = list(dict.fromkeys([*self.notes, *done.notes]))
+        if notes:
+            extra["warnings"] = notes
+        return Report(changed, {k: v for k, v in counts.items() if v}, tuple(self.skipped), extra)
+
+    def _take_apart(self) -> tuple[list[Splitter], dict[str, Matrix]]:
+        """Return the weight of each candidate taken apart, and the mean of its rows where it is known."""
+        needs = self.needs()
+        grams = {}
+        if needs and self.context.has_statistics(needs):
+            statistics = self.context.statistics(needs)
+            grams = statistics.grams
+            for name, reason in sorted(statistics.skipped.items()):
+                if any(rows.value == name for rows in needs.grams):
+                    self.notes.append(f"value {name!r}: no second moments: {reason}")
+        elif needs:
+            self.notes.append("there are no data: plain SVD, and nothing is fitted")
+        splitters = []
+        means: dict[str, Matrix] = {}
+        for candidate in self.candidates:
+            linear = candidate.linear
+            gram = grams.get(linear.rows)
+            covariance = None
+            if gram is not None:
+                # A bias takes the mean of what is lost; where there is none, it counts.
+                covariance = gram.covariance if fit.may_have_bias(linear) else gram.second_moment
+                if self.options.recover != "none":
+                    means[linear.output] = gram.mean
+                elif fit.may_have_bias(linear):
+                    covariance = gram.second_moment
+            splitters.append(
+                Splitter(
+                    linear.weight(),
+                    candidate.geometry,
+                    covariance if self.options.whiten else None,
+                    count=0 if gram is None else gram.count,
+                    stage=linear.where,
+                    seed=self.context.seed,
+                )
+            )
+        return splitters, means
+
+    def _choose(self, splitters: list[Splitter], macs: int, parameters: int) -> Chosen:
+        options = self.options
+        arguments = self.candidates, splitters, self.rules
+        if options.rank is not None:
+            return choose.by_rank(*arguments, options.rank)
+        if options.weight_ratio is not None:
+            return choose.by_ratio(*arguments, options.weight_ratio)
+        ratio = options.params_ratio if self.rules.of_parameters else options.macs_ratio
+        if ratio is None:
+            return choose.by_energy(*arguments, DEFAULT_ENERGY if options.energy is None else options.energy)
+        total = parameters if self.rules.of_parameters else macs
+        others = total - sum(self.rules.full_cost(candidate.geometry) for candidate in self.candidates)
+        budget = int(ratio * total) - others
+        policy = choose.automatic if options.allocation == "automatic" else choose.uniform
+        return policy(*arguments, budget)
+
+    def _fit(
+        self,
+        chosen: Chosen,
+        splitters: list[Splitter],
+        means: dict[str, Matrix],
+        feeds: Iterable[Feeds] | None,
+    ) -> fit.Fit:
+        options = self.options
+        if options.recover != "least-squares" or feeds is None:
+            return fit.plain(self.candidates, chosen.ways, splitters, means)
+        with Walk(self.model, feeds, options.rows_per_sample, self.context.seed) as walk:
+            done = fit.compensated(
+                walk,
+                self.candidates,
+                chosen.ways,
+                ridge=options.ridge,
+                own_stream=not options.compensate,
+                whiten=options.whiten,
+                refit_others=options.refit == "all" and options.compensate,
+                keep=options.keep,
+            )
+            fitted = {one.linear.node for one in done.fitted}
+            # What stands in bodies cannot be walked: it is cut by itself.
+            rest = [
+                way if candidate.linear.node not in fitted else None
+                for candidate, way in zip(self.candidates, chosen.ways, strict=True)
+            ]
+        alone = fit.plain(self.candidates, rest, splitters, means)
+        done.fitted += alone.fitted
+        done.notes += alone.notes
+        return done
+
+    def _check(self, before: Any, after: Any) -> None:  # noqa: ANN401 - costs
+        options = self.options
+        for name, ratio, one, two in (
+            ("macs_ratio", options.macs_ratio, before.known_macs, after.known_macs),
+            ("params_ratio", options.params_ratio, before.parameters, after.parameters),
+        ):
+            if ratio is None or two <= ratio * one:
+                continue
+            if options.best_effort:
+                self.notes.append(f"{name} {ratio:g} was asked for, {_ratio(two, one):g} is what can be had")
+                continue
+            raise GateFailed(
+                f"{name} {ratio:g} cannot be reached; the weights that may be factorised allow "
+                f"{_ratio(two, one):g}",
+                where="factorize-lowrank",
+                hint="Ask for less, allow more with min_gain and round_to, or set best_effort=true",
+            )
+
+
+def _ratio(after: int, before: int) -> float:
+    return round(float(np.divide(after, before)), 6) if before else 1.0

@@ -1,0 +1,281 @@
+"""Linear operators as one matrix and one bias, whatever ONNX calls them, and the way back into the graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as oir
+
+from graphopt.calibrate.needs import Rows, Window
+from graphopt.ir.dead import remove_unread
+from graphopt.ir.rewrite import (
+    add_initializer,
+    attribute,
+    constant_array,
+    has_reference,
+    input_at,
+    is_op,
+    make_node,
+    sole_user,
+)
+from graphopt.ir.tensors import constant_of, from_array
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from graphopt.ir.model import Model
+    from graphopt.ir.shapes import Shapes
+    from graphopt.recover.moments import Matrix
+
+_FLOATS = frozenset({
+    oir.DataType.FLOAT, oir.DataType.FLOAT16, oir.DataType.BFLOAT16, oir.DataType.DOUBLE,
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A Conv, Gemm or MatMul with a constant weight: ``y = weight x + bias`` for every row x of its input.
+
+    Attributes:
+        node: The operator.
+        source: Name of the activation that it reads.
+        output: Name of what it puts out; this is what stages are called by.
+        result: Name of its output with the bias: behind a MatMul that of the Add.
+        rows: How rows are taken from the activation.
+        targets: How the outputs that belong to them are taken from the output.
+        groups: Groups of a Conv: group g maps its own slice of a row to its own slice of the output.
+        shape: (m, d) of the weight as a matrix; with groups [m, d of one group].
+        has_bias: Whether there is a bias now.
+    """
+
+    node: oir.Node
+    source: str
+    output: str
+    result: str
+    rows: Rows
+    targets: Rows
+    groups: int
+    shape: tuple[int, int]
+    has_bias: bool
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return f"{self.node.op_type} {self.node.name or self.output!r}"
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Size of the kernel; empty for Gemm and MatMul."""
+        return () if self.rows.window is None else self.rows.window.kernel
+
+    def weight(self) -> Matrix:
+        """Return the weight as [m, d]; its columns in the order of the rows."""
+        array = constant_array(self.node.inputs[1])
+        assert array is not None
+        matrix: Matrix = array.astype(np.float64)
+        if is_op(self.node, "Conv"):
+            return matrix.reshape(matrix.shape[0], -1)
+        if is_op(self.node, "Gemm"):
+            matrix = matrix if attribute(self.node, "transB", 0) else matrix.T
+            return np.ascontiguousarray(matrix) * float(attribute(self.node, "alpha", 1.0))
+        return np.ascontiguousarray(matrix.T)
+
+    def bias(self) -> Matrix:
+        """Return the bias [m]; zeros where there is none."""
+        adder = self._adder()
+        if adder is not None:
+            array: Any = constant_array(adder[0].inputs[adder[1]])
+            return np.broadcast_to(array.astype(np.float64).reshape(-1), (self.shape[0],)).copy()
+        array = constant_array(input_at(self.node, 2)) if not is_op(self.node, "MatMul") else None
+        if array is None:
+            return np.zeros(self.shape[0])
+        bias = np.broadcast_to(array.astype(np.float64).reshape(-1), (self.shape[0],)).copy()
+        return bias * attribute(self.node, "beta", 1.0) if is_op(self.node, "Gemm") else bias
+
+    def write(self, model: Model, weight: Matrix, bias: Matrix | None) -> None:
+        """Put *weight* [m, d] and, where given, *bias* [m] into the graph that the node stands in."""
+        self._write_weight(model, weight)
+        if bias is None:
+            return
+        if is_op(self.node, "MatMul"):
+            self._write_added_bias(model, bias)
+            return
+        if is_op(self.node, "Gemm"):
+            beta = attribute(self.node, "beta", 1.0)
+            if beta == 0.0:
+                self.node.attributes.pop("beta")
+                beta = 1.0
+            bias = bias / beta
+        self._replace(model, 2, bias.reshape(-1), "bias")
+
+    def _adder(self) -> tuple[oir.Node, int] | None:
+        """Return the Add of a constant behind a MatMul, and the index of the constant."""
+        return added_constant(self.node, self.shape[0]) if is_op(self.node, "MatMul") else None
+
+    def _write_weight(self, model: Model, weight: Matrix) -> None:
+        old = self.node.inputs[1]
+        assert old is not None
+        shape = _static_shape(old)
+        if is_op(self.node, "Conv"):
+            content = weight.reshape(weight.shape[0], -1, *shape[2:])
+        elif is_op(self.node, "Gemm"):
+            content = weight / attribute(self.node, "alpha", 1.0)
+            content = content if attribute(self.node, "transB", 0) else content.T
+        else:
+            content = weight.T
+        self._replace(model, 1, content, "weight")
+
+    def _replace(self, model: Model, index: int, content: npt.NDArray[Any], hint: str) -> None:
+        graph = self.node.graph
+        assert graph is not None
+        old = input_at(self.node, index)
+        kind = _dtype_of(self.node.inputs[1])
+        array = np.ascontiguousarray(content.astype(kind))
+        if old is None:
+            name = f"{self.node.name or self.output}_{hint}"
+            new = add_initializer(model, graph, name, array)
+            if len(self.node.inputs) <= index:
+                self.node.resize_inputs(index + 1)
+            self.node.replace_input_with(index, new)
+            return
+        if (
+            old.is_initializer()
+            and not old.is_graph_input()
+            and len(old.uses()) == 1
+            and not old.is_graph_output()
+        ):
+            old.const_value = from_array(array, old.name or "")
+            old.shape = oir.Shape(array.shape)
+            return
+        new = add_initializer(model, graph, old.name or hint, array)
+        self.node.replace_input_with(index, new)
+        remove_unread([old])
+
+    def _write_added_bias(self, model: Model, bias: Matrix) -> None:
+        kind = _dtype_of(self.node.inputs[1])
+        adder = self._adder()
+        graph = self.node.graph
+        assert graph is not None
+        if adder is not None:
+            node, index = adder
+            old = node.inputs[index]
+            assert old is not None
+            array = (
+                bias.astype(kind).reshape(_static_shape(old))
+                if _size(old) == bias.size
+                else bias.astype(kind)
+            )
+            node.replace_input_with(index, add_initializer(model, graph, old.name or "bias", array))
+            remove_unread([old])
+            return
+        if not bias.any():
+            return
+        output = self.node.outputs[0]
+        constant = add_initializer(model, graph, f"{self.output}_bias", bias.astype(kind))
+        add = make_node(model, "Add", [None, constant], name=f"{self.node.name or self.output}_bias")
+        graph.insert_after(self.node, add)
+        new = add.outputs[0]
+        new.type, new.shape = output.type, None if output.shape is None else output.shape.copy()
+        if output.is_graph_output():
+            for position, value in enumerate(graph.outputs):
+                if value is output:
+                    graph.outputs[position] = new
+        for user, use in output.uses():
+            user.replace_input_with(use, new)
+        add.replace_input_with(0, output)
+        # Readers and reports know the sum by the name that the product had.
+        name = output.name or ""
+        output.name = model.fresh_name(f"{name}_product")
+        new.name = name
+
+
+def added_constant(node: oir.Node, outputs: int) -> tuple[oir.Node, int] | None:
+    """Return the Add of one number an output right behind *node*, and which of its inputs the constant is."""
+    user = sole_user(node.outputs[0])
+    if user is None or not is_op(user, "Add") or len(user.inputs) != 2:
+        return None
+    for index in (0, 1):
+        value = user.inputs[index]
+        if constant_of(value) is None or value is None:
+            continue
+        shape = _static_shape(value)
+        if math.prod(shape) in {1, outputs} and (not shape or math.prod(shape) == shape[-1]):
+            return user, index
+    return None
+
+
+def linear_of(node: oir.Node, shapes: Shapes | None = None) -> Linear | str:
+    """Return *node* as a linear operator, or why it is none.
+
+    Args:
+        node: Any node.
+        shapes: Shapes of the model.
+    """
+    if not is_op(node, "Conv", "Gemm", "MatMul"):
+        return "it is no Conv, Gemm or MatMul"
+    if has_reference(node):
+        return "an attribute refers to the enclosing function"
+    source, weight = input_at(node, 0), input_at(node, 1)
+    tensor = constant_of(weight)
+    if source is None or weight is None or tensor is None:
+        return "its weight is no constant"
+    if tensor.dtype not in _FLOATS:
+        return f"its weight is {tensor.dtype.name.lower()}"
+    if constant_of(source) is not None:
+        return "its input is a constant"
+    rows = Rows.of(node, 0, shapes)
+    if rows is None or not node.outputs[0].name:
+        return "its rows cannot be told"
+    dims = _static_shape(weight)
+    output = node.outputs[0].name
+    if is_op(node, "Conv"):
+        if rows.window is None or len(dims) != 2 + len(rows.window.kernel) or 0 in dims:
+            return "its weight has no proper shape"
+        if input_at(node, 2) is not None and constant_of(input_at(node, 2)) is None:
+            return "its bias is no constant"
+        targets = Rows(output, 1, Window((1,) * len(rows.window.kernel)))
+        groups = int(attribute(node, "group", 1))
+        shape = (dims[0], math.prod(dims[1:]))
+        return Linear(
+            node, rows.value, output, output, rows, targets, groups, shape, input_at(node, 2) is not None
+        )
+    if len(dims) != 2 or 0 in dims:
+        return f"its weight has rank {len(dims)}" if 0 not in dims else "its weight is empty"
+    if is_op(node, "MatMul"):
+        adder = added_constant(node, dims[1])
+        result = output if adder is None else adder[0].outputs[0].name or output
+        has_bias = result != output
+        shape = (dims[1], dims[0])
+        return Linear(node, rows.value, output, result, rows, Rows(result, -1), 1, shape, has_bias)
+    if attribute(node, "transA", 0):
+        return "transA: its rows are columns"
+    if attribute(node, "alpha", 1.0) == 0.0:
+        return "alpha is 0"
+    m, d = dims if attribute(node, "transB", 0) else dims[::-1]
+    bias = input_at(node, 2)
+    if bias is not None and (constant_of(bias) is None or not _is_row(_static_shape(bias), m)):
+        return "its bias is no constant of one number an output"
+    return Linear(node, rows.value, output, output, rows, Rows(output, -1), 1, (m, d), bias is not None)
+
+
+def _is_row(shape: tuple[int, ...], outputs: int) -> bool:
+    return math.prod(shape) in {1, outputs} and (not shape or math.prod(shape) == shape[-1])
+
+
+def _static_shape(value: oir.Value) -> tuple[int, ...]:
+    tensor = constant_of(value)
+    assert tensor is not None
+    return tuple(int(dim) for dim in tensor.shape.numpy())
+
+
+def _size(value: oir.Value) -> int:
+    return math.prod(_static_shape(value))
+
+
+def _dtype_of(value: oir.Value | None) -> np.dtype[Any]:
+    tensor = constant_of(value)
+    assert tensor is not None
+    return np.dtype(tensor.dtype.numpy())

@@ -1,0 +1,147 @@
+"""Run a piece of a model: from values that are known already to values that are wanted."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as oir
+
+from graphopt.errors import DataError
+from graphopt.ir.emit import emit, save
+from graphopt.ir.rewrite import captured_values, remove_nodes
+from graphopt.runtime.session import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from graphopt.ir.model import Model
+    from graphopt.ir.shapes import Shapes
+
+    Arrays = dict[str, npt.NDArray[Any]]
+    Types = dict[str, tuple[oir.DataType, int | None]]
+    """Element type, and rank where it is known, by name of the value."""
+
+_INLINE_LIMIT_BYTES = 1 << 30  # protobuf ends at 2 GiB
+
+
+class Segment:
+    """The part of *model* that computes *outputs* from *inputs*, ready to run.
+
+    Args:
+        model: Any model; it is not changed.
+        inputs: Names of values of the main graph that will be given.
+        outputs: Names of values of the main graph that are wanted; those among the inputs pass through.
+        types: Types and ranks of the inputs; see :func:`types_of`.
+        provider: What to run on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        types: Types,
+        provider: str = "cpu",
+    ) -> None:
+        given = set(inputs)
+        self._through = [name for name in outputs if name in given]
+        computed = [name for name in dict.fromkeys(outputs) if name not in given]
+        self._session = None
+        self._needed: tuple[str, ...] = ()
+        if not computed:
+            return
+        cut = _cut(model, inputs, computed, types)
+        self._needed = tuple(value.name or "" for value in cut.graph.inputs)
+        where = f"the part of the model up to {computed[-1]!r}"
+        if sum(tensor.nbytes for tensor in _tensors(cut)) < _INLINE_LIMIT_BYTES:
+            content = emit(cut).SerializeToString()
+            self._session = open_session(content, provider=provider, where=where)
+            return
+        with tempfile.TemporaryDirectory(prefix="graphopt-recover-") as folder:
+            path = Path(folder) / "model.onnx"
+            save(cut, path)
+            self._session = open_session(path, provider=provider, where=where)
+
+    def run(self, values: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Return the outputs by name.
+
+        Raises:
+            DataError: The model cannot run on the values, or an output is no tensor.
+        """
+        found: Arrays = {name: values[name] for name in self._through}
+        if self._session is not None:
+            for name, value in self._session.run({name: values[name] for name in self._needed}).items():
+                if not isinstance(value, np.ndarray):
+                    raise DataError(
+                        "it is no tensor, so the model cannot be run in parts", where=f"value {name!r}"
+                    )
+                found[name] = value
+        return found
+
+
+def _tensors(model: Model) -> Iterable[oir.TensorProtocol]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def _cut(model: Model, inputs: Sequence[str], outputs: Sequence[str], types: Types) -> Model:
+    working = model.clone()
+    working.forget_names()
+    graph = working.graph
+    values = {value.name: value for node in graph for value in node.outputs if value.name}
+    values |= {value.name: value for value in graph.inputs if value.name}
+    wanted = [values[name] for name in outputs]
+    graph.outputs[:] = wanted
+    known = []
+    for name in inputs:
+        old = values[name]
+        if old.is_graph_input() and not old.is_initializer():
+            known.append(old)
+            continue
+        if name not in types:
+            raise DataError(
+                "its type is unknown, so the model cannot be run in parts", where=f"value {name!r}"
+            )
+        dtype, rank = types[name]
+        old.name = working.fresh_name(f"{name}_computed")
+        new = oir.Value(
+            name=name,
+            type=oir.TensorType(dtype),
+            shape=None if rank is None else oir.Shape([None] * rank),
+        )
+        for user, index in old.uses():
+            user.replace_input_with(index, new)
+        known.append(new)
+    needed: set[oir.Node] = set()
+    stack = [value.producer() for value in wanted]
+    while stack:
+        node = stack.pop()
+        if node is None or node in needed:
+            continue
+        needed.add(node)
+        stack += [value.producer() for value in node.inputs if value is not None]
+        if node.attributes:
+            stack += [value.producer() for value in captured_values(node)]
+    remove_nodes([node for node in graph if node not in needed])
+    graph.inputs[:] = [value for value in known if value.uses()]
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+    return working
+
+
+def types_of(model: Model, shapes: Shapes) -> Types:
+    """Return type and rank of every value of the main graph of *model* whose type is known, by name."""
+    found: Types = {}
+    for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
+        dtype = shapes.dtype(value) or value.dtype
+        if value.name and dtype is not None:
+            found[value.name] = dtype, shapes.rank(value)
+    return found

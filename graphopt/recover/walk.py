@@ -1,0 +1,471 @@
+"""Teacher and student side by side: what every stage of a model sees, and what it should put out.
+
+The teacher is the model as it was, the student the same graph with the weights that were found so far. Both
+are walked in topological order, stage by stage; a stage is one linear operator. Of each stage the walk gives
+second moments of the student's rows and of targets: what the teacher puts out there, plus what the student
+has lost already on the other side of the addition behind it. A residual block with branches f and g is
+taken as f(student) = f(teacher) + g(teacher) - g(student), so that f makes up for g.
+
+Between two stages the activations that the rest needs are kept in files, so that each part of the model runs
+once, and memory does not grow with the number of samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from graphopt.calibrate.rows import gather_rows
+from graphopt.errors import DataError
+from graphopt.ir.rewrite import captured_values, is_op, nested_nodes, sole_user
+from graphopt.ir.shapes import infer_shapes
+from graphopt.ir.tensors import constant_of
+from graphopt.recover.linear import Linear, linear_of
+from graphopt.recover.moments import Moments
+from graphopt.recover.segments import Segment, types_of
+from graphopt.recover.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+    import onnx_ir as oir
+
+    from graphopt.ir.model import Model
+    from graphopt.recover.moments import Matrix
+    from graphopt.runtime.session import Feeds
+
+ROWS_PER_SAMPLE = 64
+"""Positions drawn from each sample (design/recovery.md; more changed nothing)."""
+
+_BUFFERED_ROWS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One linear operator of the walk.
+
+    Attributes:
+        linear: The operator, in the teacher.
+        others: Values on the other side of the additions behind it, of the same shape as its output.
+        position: Its place in the graph.
+    """
+
+    linear: Linear
+    others: tuple[str, ...]
+    position: int
+
+    @property
+    def output(self) -> str:
+        """What the stage is called by."""
+        return self.linear.output
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What happened at one stage, for the report.
+
+    Attributes:
+        where: The operator.
+        residual_before: Mean squared error of its output before the solve, over the variance of the targets.
+        residual_after: The same after the solve.
+        ridge: The ridge that was used.
+        rows: Number of rows.
+    """
+
+    where: str
+    residual_before: float
+    residual_after: float
+    ridge: float
+    rows: int
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as it stands in the report."""
+
+        def number(value: float) -> float | None:
+            return round(float(value), 6) if np.isfinite(value) else None
+
+        return {
+            "where": self.where,
+            "residual_before": number(self.residual_before),
+            "residual_after": number(self.residual_after),
+            "ridge": number(self.ridge),
+            "rows": self.rows,
+        }
+
+
+@dataclass(slots=True)
+class Agreement:
+    """How the student's outputs compare with the teacher's over the calibration data.
+
+    Attributes:
+        noise: Sum of squared differences.
+        signal: Sum of squares of the teacher's outputs.
+        same: Rows of the first output, along its last axis, whose largest element is at the same place.
+        rows: Number of such rows.
+    """
+
+    noise: float = 0.0
+    signal: float = 0.0
+    same: int = 0
+    rows: int = 0
+
+    def add(self, teacher: Sequence[npt.NDArray[Any]], student: Sequence[npt.NDArray[Any]]) -> None:
+        """Take in the outputs of one sample."""
+        for index, (one, two) in enumerate(zip(teacher, student, strict=True)):
+            if one.dtype.kind != "f" or one.shape != two.shape or not one.size:
+                continue
+            first, second = one.astype(np.float64), two.astype(np.float64)
+            self.noise += float(np.sum((first - second) ** 2))
+            self.signal += float(np.sum(first * first))
+            if index == 0 and one.ndim and one.shape[-1] > 1:
+                self.same += int(np.sum(first.argmax(-1) == second.argmax(-1)))
+                self.rows += first[..., 0].size
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as it stands in the report."""
+        sqnr = None
+        if self.noise > 0 and self.signal > 0 and np.isfinite(self.noise + self.signal):
+            sqnr = round(10 * float(np.log10(self.signal / self.noise)), 3)
+        return {"sqnr_db": sqnr, "same_argmax": round(self.same / self.rows, 6) if self.rows else None}
+
+
+@dataclass(slots=True)
+class Effort:
+    """What a walk took.
+
+    Attributes:
+        cpu_s: CPU seconds of the process.
+        peak_bytes: Largest memory of the process so far.
+        samples: Feeds walked over.
+    """
+
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+    samples: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as it stands in the report."""
+        return {"cpu_s": round(self.cpu_s, 2), "peak_bytes": self.peak_bytes, "samples": self.samples}
+
+
+@dataclass
+class _Stream:
+    model: Model
+    spool: Spool | None = None  # None: the feeds themselves
+
+
+@dataclass
+class Walk:
+    """The walk over *model*; see the module. Use it as a context manager.
+
+    Args:
+        model: The original. It is not changed.
+        feeds: Calibration data, iterated once.
+        rows_per_sample: Positions drawn from each sample at every stage; None takes all.
+        seed: Seed of the draws.
+        provider: What to run on.
+
+    Attributes:
+        student: The model whose weights the caller changes, through :meth:`write`.
+        shapes: Shapes of the model.
+        skipped: Linear operators that are no stages, with the reason.
+        effort: CPU seconds and memory so far.
+    """
+
+    model: Model
+    feeds: Iterable[Feeds]
+    rows_per_sample: int | None = ROWS_PER_SAMPLE
+    seed: int = 0
+    provider: str = "cpu"
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    effort: Effort = field(default_factory=Effort)
+
+    def __post_init__(self) -> None:
+        self.shapes = infer_shapes(self.model)
+        self._types = types_of(self.model, self.shapes)
+        self.student = self.model.clone()
+        self._teacher_stream, self._student_stream = _Stream(self.model), _Stream(self.student)
+        self._edited = False
+        self._at = 0
+        self._frontier: tuple[str, ...] = tuple(
+            value.name or "" for value in self.model.graph.inputs if not value.is_initializer()
+        )
+        self._order = list(self.model.graph)
+        self._positions = {node: index for index, node in enumerate(self._order)}
+        self._stack = contextlib.ExitStack()
+        self._folder = Path(
+            self._stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-recover-"))
+        )
+        self._files = 0
+        self._live = _Liveness(self._order)
+
+    def __enter__(self) -> Self:
+        self._started = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self._teacher_stream, self._student_stream):
+            if stream.spool is not None:
+                stream.spool.remove()
+        self._stack.close()
+
+    def stages(self, nodes: Iterable[oir.Node] | None = None) -> tuple[Stage, ...]:
+        """Return the stages among *nodes* of the main graph (by default all of them), in graph order.
+
+        What cannot be one is added to :attr:`skipped`.
+        """
+        found = []
+        chosen = None if nodes is None else set(nodes)
+        for position, node in enumerate(self._order):
+            if chosen is not None and node not in chosen:
+                continue
+            linear = linear_of(node, self.shapes)
+            if isinstance(linear, str):
+                if chosen is not None or is_op(node, "Conv", "Gemm", "MatMul"):
+                    self.skipped.append((f"{node.op_type} {node.name!r}", linear))
+                continue
+            found.append(Stage(linear, self._others(node), position))
+        if nodes is None:
+            inner = [one for node in self._order if node.attributes for one in nested_nodes(node)]
+            for node in inner:
+                if not isinstance(linear_of(node, self.shapes), str):
+                    where = f"{node.op_type} {node.name!r}"
+                    self.skipped.append((where, "it is inside a body, which is not run in parts"))
+        return tuple(found)
+
+    def position_of(self, node: oir.Node) -> int:
+        """Return the place of *node* in the main graph."""
+        return self._positions[node]
+
+    def _others(self, node: oir.Node) -> tuple[str, ...]:
+        """Return what is added to the output of *node*, as far as it does not depend on it."""
+        others: list[str] = []
+        value = node.outputs[0]
+        below = None
+        while True:
+            user = sole_user(value)
+            if user is None or user not in self._positions:
+                break
+            if is_op(user, "Add", "Sum"):
+                for other in user.inputs:
+                    if other is value or other is None or constant_of(other) is not None or not other.name:
+                        continue
+                    below = below if below is not None else self._live.below(node)
+                    producer = other.producer()
+                    same = self.shapes.shape(other) == self.shapes.shape(value)
+                    if same and (producer is None or producer not in below):
+                        others.append(other.name)
+            elif not is_op(user, "Identity", "Dropout"):
+                break
+            value = user.outputs[0]
+        return tuple(others)
+
+    def observe(self, stage: Stage) -> list[Moments]:
+        """Go on to *stage* and return the moments of each group of its operator.
+
+        Stages must be observed in graph order.
+
+        Raises:
+            DataError: There are no feeds, or the model cannot run on them.
+        """
+        self._advance(stage.position)
+        return self._collect(stage)
+
+    def write(self, stage: Stage, weight: Matrix, bias: Matrix | None) -> None:
+        """Give the student's operator of *stage* another weight [m, d] and bias [m]."""
+        node = self._student_node(stage)
+        replace(stage.linear, node=node).write(self.student, weight, bias)
+        if not self._edited:
+            # Until now both were one; from here on the student has activations of its own.
+            self._edited = True
+
+    def finish(self) -> Agreement:
+        """Run both to the end and return how their outputs agree."""
+        agreement = Agreement()
+        outputs = [value.name or "" for value in self.model.graph.outputs]
+        outputs = [name for name in outputs if name]
+        teacher = Segment(self.model, self._frontier, outputs, self._types, self.provider)
+        student = Segment(self.student, self._frontier, outputs, self._types, self.provider)
+        for one, two in self._pairs():
+            first, second = teacher.run(one), student.run(two)
+            agreement.add([first[name] for name in outputs], [second[name] for name in outputs])
+        self._note_effort()
+        return agreement
+
+    def _student_node(self, stage: Stage) -> oir.Node:
+        name = stage.linear.node.name
+        for node in self.student.graph:
+            if node.op_type != stage.linear.node.op_type:
+                continue
+            if any(value.name == stage.output for value in node.outputs) or (name and node.name == name):
+                return node
+        raise DataError("the student has no such operator", where=stage.linear.where)
+
+    def _pairs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        teacher = self._teacher_stream.spool
+        student = self._student_stream.spool
+        if teacher is None:
+            count = 0
+            for feed in self.feeds:
+                count += 1
+                yield feed, feed
+            if not count:
+                raise DataError("the data holds no feeds", where="recovery", hint="Give at least one sample.")
+            self.effort.samples = count
+        elif student is None:
+            for values in teacher:
+                yield values, values
+        else:
+            yield from zip(teacher, student, strict=True)
+
+    def _advance(self, position: int) -> None:
+        """Bring both streams to just before the node at *position*."""
+        if position < self._at:
+            raise DataError("stages must be observed in graph order", where=f"node {position}")
+        if position == self._at and self._teacher_stream.spool is not None:
+            return
+        names = self._live.frontier(position)
+        teacher = Segment(self.model, self._frontier, names, self._types, self.provider)
+        student = (
+            Segment(self.student, self._frontier, names, self._types, self.provider) if self._edited else None
+        )
+        spools = [self._spool(names) for _ in range(2 if student is not None else 1)]
+        for one, two in self._pairs():
+            spools[0].append(teacher.run(one))
+            if student is not None:
+                spools[1].append(student.run(two))
+        for stream in (self._teacher_stream, self._student_stream):
+            if stream.spool is not None:
+                stream.spool.remove()
+        self._teacher_stream.spool = spools[0]
+        self._student_stream.spool = spools[1] if student is not None else None
+        self._frontier = names
+        self._at = position
+
+    def _spool(self, names: Sequence[str]) -> Spool:
+        self._files += 1
+        return Spool(self._folder / f"{self._files}.bin", names)
+
+    def _collect(self, stage: Stage) -> list[Moments]:
+        linear = stage.linear
+        teacher = Segment(
+            self.model, self._frontier, (linear.result, *stage.others), self._types, self.provider
+        )
+        student = Segment(
+            self.student, self._frontier, (linear.source, *stage.others), self._types, self.provider
+        )
+        groups = linear.groups
+        m, d = linear.shape
+        found = [Moments.empty(d, m // groups) for _ in range(groups)]
+        buffered: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        held = 0
+
+        def flush() -> None:
+            nonlocal held
+            if not buffered:
+                return
+            rows = np.concatenate([pair[0] for pair in buffered])
+            targets = np.concatenate([pair[1] for pair in buffered])
+            for group, moments in enumerate(found):
+                step = m // groups
+                moments.add(
+                    rows[:, group * d : (group + 1) * d], targets[:, group * step : (group + 1) * step]
+                )
+            buffered.clear()
+            held = 0
+
+        for sample, (one, two) in enumerate(self._pairs()):
+            want, have = teacher.run(one), student.run(two)
+            target = want[linear.result].astype(np.float32)
+            for name in stage.others:
+                if want[name].shape != target.shape or have[name].shape != target.shape:
+                    raise DataError(
+                        f"{list(want[name].shape)} in the original and {list(have[name].shape)} in the "
+                        f"changed model; expected {list(target.shape)}",
+                        where=f"{linear.where}: value {name!r}",
+                    )
+                target = target + (want[name] - have[name])
+            seeds = [self.seed, stage.position, sample]
+            rows = gather_rows(
+                have[linear.source], linear.rows, self.rows_per_sample, np.random.default_rng(seeds)
+            )
+            targets = gather_rows(target, linear.targets, self.rows_per_sample, np.random.default_rng(seeds))
+            if len(rows) != len(targets):
+                raise DataError(
+                    f"{len(rows)} rows and {len(targets)} targets: the streams disagree", where=linear.where
+                )
+            buffered.append((rows, targets))
+            held += len(rows)
+            if held >= _BUFFERED_ROWS:
+                flush()
+        flush()
+        self._note_effort()
+        return found
+
+    def _note_effort(self) -> None:
+        self.effort.cpu_s = time.process_time() - self._started
+        self.effort.peak_bytes = peak_bytes()
+
+
+class _Liveness:
+    """Which values are needed from which place of a graph on."""
+
+    def __init__(self, order: Sequence[oir.Node]) -> None:
+        self._order = order
+        varies: set[oir.Value] = set()
+        self._reads: list[tuple[oir.Value, ...]] = []
+        for node in order:
+            read = [value for value in node.inputs if value is not None]
+            if node.attributes:
+                read += captured_values(node)
+            self._reads.append(tuple(read))
+            if any(value in varies or _is_fed(value) for value in read):
+                varies.update(node.outputs)
+        self._varies = varies
+
+    def frontier(self, position: int) -> tuple[str, ...]:
+        """Return the names of the values that the nodes from *position* on take from before it.
+
+        What does not depend on the inputs is left out: it is computed where it is needed.
+        """
+        made = {value for node in self._order[position:] for value in node.outputs}
+        needed: dict[str, None] = {}
+        for index in range(position, len(self._order)):
+            for value in self._reads[index]:
+                if value not in made and (value in self._varies or _is_fed(value)) and value.name:
+                    needed[value.name] = None
+        for node in self._order[:position]:
+            for value in node.outputs:
+                if value.is_graph_output() and value.name:
+                    needed[value.name] = None
+        return tuple(needed)
+
+    def below(self, start: oir.Node) -> set[oir.Node]:
+        """Return *start* and all nodes that depend on it."""
+        found = {start}
+        reached = set(start.outputs)
+        for node, read in zip(self._order, self._reads, strict=True):
+            if node not in found and any(value in reached for value in read):
+                found.add(node)
+                reached.update(node.outputs)
+        return found
+
+
+def peak_bytes() -> int:
+    """Return the largest memory that this process has taken; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _is_fed(value: oir.Value) -> bool:
+    return value.is_graph_input() and not value.is_initializer()
