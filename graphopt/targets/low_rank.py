@@ -11,11 +11,9 @@ class LowRankRules(BaseModel):
     Attributes:
         round_to: Ranks are multiples of this, or what is saved is lost to kernels that run half empty.
         min_gain: Least factor of MACs that must be saved for a time that is saved.
-        min_gain_int8: The same where the weight is to be quantised to 8 bits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     round_to: int = Field(ge=1)
     min_gain: float = Field(ge=1.0)
-    min_gain_int8: float = Field(ge=1.0)
