@@ -78,8 +78,8 @@ def context_for(
         target: What is compiled for.
     """
     from graphopt.calibrate.calibration import Calibration
-    from graphopt.runtime.measurements import Measurements
     from graphopt.pipeline.plugins import load_plugins
+    from graphopt.runtime.measurements import Measurements
     from graphopt.targets import load_target
 
     def shapes(subject: Model, bound: Mapping[str, int]) -> object:

@@ -67,6 +67,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "upgrade-opset",
         "decompress-weights",
         "prune-channels",
+        "factorize-lowrank",
         "graphsurgeon-script",
     )
     assert set(registry.analyses) == {"shapes", "cost"}
