@@ -31,7 +31,8 @@ LOOSE: dict[str, Any] = {"round_to": 1, "min_gain": 1.0}
 def low_rank(generator: np.random.Generator, rows: int, columns: int, rank: int) -> np.ndarray:
     """A weight whose singular values fall off behind *rank*."""
     thin = generator.normal(size=(rows, rank)) @ generator.normal(size=(rank, columns))
-    return (thin / np.sqrt(rank * columns) + 1e-3 * generator.normal(size=(rows, columns))).astype(np.float32)
+    noisy: np.ndarray = thin / np.sqrt(rank * columns) + 1e-3 * generator.normal(size=(rows, columns))
+    return noisy.astype(np.float32)
 
 
 def model_of(
@@ -193,7 +194,8 @@ def test_ranks_follow_the_targets_alignment_and_threshold() -> None:
     weight = low_rank(generator, 96, 96, 20)
     model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], {"w": weight}, [8, 96])
     _, report = apply(PASS, model, energy=0.9)
-    (entry,) = report.extra["weights"]  # type: ignore[misc]
+    weights: Any = report.extra["weights"]
+    (entry,) = weights
     assert entry["ranks"][0] % 16 == 0
     # 48 of 96 saves nothing, 32 saves a factor of 1.5, and the threshold of the target is 1.25.
     assert entry["ranks"][0] <= 32
@@ -293,7 +295,7 @@ def noisy(seed: int = 9) -> onnx.ModelProto:
         helper.make_node("Conv", ["a", "w2", "b2"], ["z"], name="two", pads=[1] * 4),
         helper.make_node("Add", ["z", "x"], ["y"]),
     ]
-    weights = {
+    weights: dict[str, np.ndarray] = {
         f"{name}{index}": generator.normal(size=shape).astype(np.float32) / scale
         for index in (1, 2)
         for name, shape, scale in (("w", (12, 12, 3, 3), 10), ("b", (12,), 3))
