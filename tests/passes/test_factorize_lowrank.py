@@ -295,11 +295,10 @@ def noisy(seed: int = 9) -> onnx.ModelProto:
         helper.make_node("Conv", ["a", "w2", "b2"], ["z"], name="two", pads=[1] * 4),
         helper.make_node("Add", ["z", "x"], ["y"]),
     ]
-    weights: dict[str, np.ndarray] = {
-        f"{name}{index}": generator.normal(size=shape).astype(np.float32) / scale
-        for index in (1, 2)
-        for name, shape, scale in (("w", (12, 12, 3, 3), 10), ("b", (12,), 3))
-    }
+    weights = {}
+    for index in (1, 2):
+        weights[f"w{index}"] = generator.normal(size=(12, 12, 3, 3)).astype(np.float32) / 10
+        weights[f"b{index}"] = generator.normal(size=12).astype(np.float32) / 3
     return model_of(nodes, weights, ["n", 12, 8, 8])
 
 
