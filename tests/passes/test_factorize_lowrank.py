@@ -274,7 +274,7 @@ def chain() -> onnx.ModelProto:
         helper.make_node("Relu", ["h"], ["a"]),
         helper.make_node("Gemm", ["a", "w2", "b2"], ["y"], name="second", transB=1),
     ]
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "w1": generator.normal(size=(40, 40)).astype(np.float32) / 6,
         "b1": generator.normal(size=40).astype(np.float32),
         "w2": low_rank(generator, 40, 40, 3),
