@@ -2,9 +2,10 @@
 
 Each family offers a few counts (its choices), from its full size down to its floor. The share of importance
 that a family keeps is S = sum of the scores of its kept units / sum of all its scores; what a cut is held to
-cost is the sum over families of 1 / S, which grows as a family shrinks, so that no layer is emptied while
-others are full. The global scope takes, step by step, the cut with the lowest cost per MAC (or parameter)
-that goes; the family scope keeps one fraction of all families.
+cost is the sum over families of R / S, R being the number of operators that read the family: it grows as a
+family shrinks, so that no layer is emptied while others are full, and a stream that a whole stage reads is
+not cut as if one layer did. The global scope takes, step by step, the cut with the lowest cost per MAC (or
+parameter) that goes; the family scope keeps one fraction of all families.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Budget = Literal["macs", "parameters"]
 FLOOR_SHARE = 0.125
 """Of each family an eighth stays, unless the budget cannot be met otherwise."""
 
+_LEAST_SHARE = 1e-12
 _MOST_CHOICES = 128  # of one family; finer steps change the result by less than a percent of the family
 
 
@@ -39,6 +41,7 @@ class Candidate:
         name: Name of the family.
         scores: Importance of each unit, from 0; [size].
         order: Units from the most to the least important; [size].
+        readers: Operators that sum over the family's activations.
         width: Channels that one unit is made of, in the tensors that the target's alignment is about.
     """
 
@@ -46,19 +49,22 @@ class Candidate:
     scores: npt.NDArray[np.float64]
     order: npt.NDArray[np.intp]
     width: int = 1
+    readers: int = 1
 
     @property
     def size(self) -> int:
         """Number of units."""
         return len(self.scores)
 
-    def shares(self) -> npt.NDArray[np.float64]:
-        """Return the share of importance that the first k units of the order hold; [size + 1]."""
+    def losses(self) -> npt.NDArray[np.float64]:
+        """Return what it costs to keep the first k units of the order: readers / share; [size + 1]."""
         scores = self.scores[self.order]
         total = float(scores.sum())
         if total <= 0.0:
-            return np.linspace(0.0, 1.0, self.size + 1)
-        return np.concatenate([[0.0], np.cumsum(scores) / total])
+            shares = np.linspace(0.0, 1.0, self.size + 1)
+        else:
+            shares = np.concatenate([[0.0], np.cumsum(scores) / total])
+        return self.readers / np.maximum(shares, _LEAST_SHARE)
 
 
 def ordered(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
@@ -228,7 +234,7 @@ def _greedy(
     """Take the step with the lowest cost per MAC (or parameter) that goes, until enough is gone."""
     saved = meter.saved_macs if budget == "macs" else meter.saved_parameters
     counts = {each.name: each.size for each in candidates}
-    shares = {each.name: each.shares() for each in candidates}
+    losses = {each.name: each.losses() for each in candidates}
     places = dict.fromkeys(counts, 0)
     removed = 0
 
@@ -240,7 +246,7 @@ def _greedy(
         gain = saved(counts, name, after)
         if gain <= 0:
             return None
-        return _loss(shares[name], counts[name], after) / gain, gain
+        return (losses[name][after] - losses[name][counts[name]]) / gain, gain
 
     heap = [
         (found[0], index, each.name) for index, each in enumerate(candidates) if (found := price(each.name))
@@ -260,7 +266,7 @@ def _greedy(
         removed += found[1]
         if again := price(name):
             heapq.heappush(heap, (again[0], index, name))
-    _give_back(candidates, offered, places, counts, shares, saved, removed - to_remove)
+    _give_back(candidates, offered, places, counts, losses, saved, removed - to_remove)
     return counts
 
 
@@ -269,7 +275,7 @@ def _give_back(
     offered: Mapping[str, Sequence[int]],
     places: dict[str, int],
     counts: dict[str, int],
-    shares: Mapping[str, npt.NDArray[np.float64]],
+    losses: Mapping[str, npt.NDArray[np.float64]],
     saved: Callable[[Mapping[str, int], str, int], int],
     spare: int,
 ) -> None:
@@ -277,7 +283,7 @@ def _give_back(
     if spare <= 0:
         return
     cut = [each.name for each in candidates if places[each.name]]
-    cut.sort(key=lambda name: -_loss(shares[name], offered[name][places[name] - 1], counts[name]))
+    cut.sort(key=lambda name: losses[name][offered[name][places[name] - 1]] - losses[name][counts[name]])
     for name in cut:
         while places[name]:
             before = offered[name][places[name] - 1]
@@ -287,8 +293,3 @@ def _give_back(
             spare -= gain
             places[name] -= 1
             counts[name] = before
-
-
-def _loss(shares: npt.NDArray[np.float64], before: int, after: int) -> float:
-    """Return how much 1 / S grows by a step of one family."""
-    return 1.0 / max(float(shares[after]), 1e-12) - 1.0 / max(float(shares[before]), 1e-12)

@@ -144,6 +144,10 @@ class Anatomy:
         widths = [int((member.units >= 0).sum()) // found.size for member in makers]
         return max(1, min(widths, default=1))
 
+    def readers(self, family: str) -> int:
+        """Return how many operators sum over the units of *family*; at least 1."""
+        return max(1, len({consumer.node for consumer in self.channels.consumers(family)}))
+
     def subject(self, name: str, seed: int = 0) -> Subject:
         """Return *name* as a criterion sees it, with the weights as arrays."""
         family = self._families[name]

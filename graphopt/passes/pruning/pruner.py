@@ -253,7 +253,8 @@ class Pruner:
             return None
         scores = self.scores(anatomy, chosen)
         candidates = [
-            Candidate(name, scores[name], ordered(scores[name]), anatomy.width(name)) for name in chosen
+            Candidate(name, scores[name], ordered(scores[name]), anatomy.width(name), anatomy.readers(name))
+            for name in chosen
         ]
         ranks = {each.name: np.argsort(each.order).astype(np.intp) for each in candidates}
         meter = Meter(whole, anatomy.shapes, anatomy.rows, ranks)
