@@ -53,5 +53,7 @@ def graphopt_register_criteria() -> dict[str, str]:
         "l1": "graphopt.passes.pruning.criteria:L1",
         "l2": "graphopt.passes.pruning.criteria:L2",
         "product-of-norms": "graphopt.passes.pruning.criteria:ProductOfNorms",
+        "energy": "graphopt.passes.pruning.activations:Energy",
+        "entropy": "graphopt.passes.pruning.activations:Entropy",
         "random": "graphopt.passes.pruning.criteria:Random",
     }

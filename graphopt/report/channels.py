@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _MOST_MEMBERS = 4  # named in the table; --json has all
-_COLUMN, _ROW, _BOX, _HEIGHT, _MARGIN = 260, 46, 200, 30, 20  # pixels of the picture
+# Pixels of the picture.
+_COLUMN, _LANE, _LEFT, _RIGHT, _TOP, _MARGIN = 24, 24, 240, 110, 190, 20
+_STROKE = {"channels": "#2f6fad", "heads": "#c2571a", "head_dims": "#a8860b", "hidden": "#2e7d32"}
 _FILL = {
     "channels": "#cfe3f7",
     "heads": "#f9dcc4",
@@ -65,7 +67,8 @@ def _members(members: list[dict[str, Any]]) -> str:
 def channel_graph(found: Mapping[str, Any]) -> nx.DiGraph:
     """Return which weights make a family and which read it: edges weight -> family -> weight.
 
-    Nodes have ``label``, ``kind`` ("weight" or the kind of the family), ``exact`` and ``title``.
+    Nodes have ``label``, ``kind`` ("weight" or the kind of the family), ``exact`` and ``title``; weights also
+    their ``position`` in the graph.
     """
     import networkx as nx
 
@@ -86,7 +89,9 @@ def channel_graph(found: Mapping[str, Any]) -> nx.DiGraph:
             weight = f"weight {member['initializer']}"
             title = f"{member['initializer']}, read by {member['node']}"
             label = _short(member["node"] or member["initializer"])
-            graph.add_node(weight, label=label, kind="weight", exact=True, title=title)
+            graph.add_node(
+                weight, label=label, kind="weight", exact=True, title=title, position=member["position"]
+            )
             graph.add_edge(*((weight, name) if member["role"] == "producer" else (name, weight)))
     return graph
 
@@ -106,58 +111,56 @@ def to_dot(graph: nx.DiGraph) -> str:
 
 
 def to_svg(graph: nx.DiGraph) -> str:
-    """Return *graph* as a picture: columns by the longest way to a node, rows in graph order."""
-    places = _places(graph)
-    width = max((x for x, _ in places.values()), default=0) + _BOX + _MARGIN
-    height = max((y for _, y in places.values()), default=0) + _HEIGHT + _MARGIN
+    """Return *graph* as a picture that needs no other program.
+
+    A column for each weight, in graph order, and a lane for each family from the first to the last weight
+    that it runs through: full dots make its channels, rings read them. Approximate families are dashed.
+    Streams with residuals are cyclic, so that boxes and arrows would be a knot.
+    """
+    weights = sorted(
+        (name for name, data in graph.nodes(data=True) if data["kind"] == "weight"),
+        key=lambda name: (graph.nodes[name]["position"], name),
+    )
+    column = {name: _LEFT + _COLUMN * index for index, name in enumerate(weights)}
+    families = [name for name, data in graph.nodes(data=True) if data["kind"] != "weight"]
+    lane = {name: _TOP + _LANE * index for index, name in enumerate(families)}
+    width = _LEFT + _COLUMN * len(weights) + _RIGHT
+    height = _TOP + _LANE * len(families) + _MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"',
         f' viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7"',
-        ' orient="auto"><path d="M0 0L8 4L0 8z" fill="#888"/></marker></defs>',
-        f'<rect width="{width}" height="{height}" fill="#fdfdfd"/>',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
-    for one, two in graph.edges:
-        (x1, y1), (x2, y2) = places[one], places[two]
-        x1, y1, y2 = x1 + _BOX, y1 + _HEIGHT // 2, y2 + _HEIGHT // 2
-        bend = max(40, (x2 - x1) // 2) if x2 >= x1 else 120
+    for name in weights:
+        x, data = column[name], graph.nodes[name]
         parts.append(
-            f'<path d="M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}" fill="none" stroke="#aaa"'
-            ' marker-end="url(#tip)"/>'
+            f'<g class="weight"><title>{escape(data["title"])}</title>'
+            f'<path d="M{x} {_TOP - 14}V{height - _MARGIN}" stroke="#e4e4e4"/>'
+            f'<text transform="translate({x + 3} {_TOP - 18}) rotate(-60)">{escape(data["label"])}</text></g>'
         )
-    for name, data in graph.nodes(data=True):
-        x, y = places[name]
-        radius = 3 if data["kind"] == "weight" else _HEIGHT // 2
-        dash = "" if data["exact"] else ' stroke-dasharray="4 3"'
-        parts.append(
-            f"<g><title>{escape(data['title'])}</title>"
-            f'<rect x="{x}" y="{y}" width="{_BOX}" height="{_HEIGHT}"'
-            f' rx="{radius}" fill="{_FILL.get(data["kind"], "#eeeeee")}" stroke="#555"{dash}/>'
-            f'<text x="{x + _BOX // 2}" y="{y + _HEIGHT // 2 + 4}" text-anchor="middle">'
-            f"{escape(data['label'])}</text></g>"
-        )
+    parts += [_lane(graph, name, lane[name], column) for name in families]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _places(graph: nx.DiGraph) -> dict[str, tuple[int, int]]:
-    """Return the upper left corner of every node: its column is the longest way to it, loops apart."""
-    import networkx as nx
-
-    column: dict[str, int] = {}
-    parts = nx.condensation(graph)  # recurrent weights read what they make
-    for part in nx.topological_sort(parts):
-        before = [
-            column[name] + 1 for other in parts.predecessors(part) for name in parts.nodes[other]["members"]
-        ]
-        for name in parts.nodes[part]["members"]:
-            column[name] = max(before, default=0)
-    rows: dict[int, int] = {}
-    places = {}
-    for name in graph:
-        row = rows.get(column[name], 0)
-        rows[column[name]] = row + 1
-        places[name] = (_MARGIN + column[name] * _COLUMN, _MARGIN + row * _ROW)
-    return places
+def _lane(graph: nx.DiGraph, name: str, y: int, column: Mapping[str, int]) -> str:
+    """Return one family: its name, its line, and a mark at each weight."""
+    data = graph.nodes[name]
+    colour = _STROKE.get(data["kind"], "#777777")
+    made, read = list(graph.predecessors(name)), list(graph.successors(name))
+    places = [column[each] for each in (*made, *read)]
+    dash = "" if data["exact"] else ' stroke-dasharray="6 4"'
+    parts = [
+        f'<g class="family"><title>{escape(data["title"])}</title>',
+        f'<text x="{_LEFT - 14}" y="{y + 4}" text-anchor="end">{escape(data["label"])}</text>',
+    ]
+    if places:
+        parts.append(f'<path d="M{min(places)} {y}H{max(places)}" stroke="{colour}" stroke-width="3"{dash}/>')
+    parts += [f'<circle cx="{column[each]}" cy="{y}" r="5" fill="{colour}"/>' for each in made]
+    parts += [
+        f'<circle cx="{column[each]}" cy="{y}" r="4" fill="#ffffff" stroke="{colour}" stroke-width="2"/>'
+        for each in read
+    ]
+    return "".join([*parts, "</g>"])
 
 
 def _short(text: str) -> str:

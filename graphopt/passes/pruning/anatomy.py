@@ -225,6 +225,8 @@ class Anatomy:
 
         ranks = {family.name: np.arange(family.size) for family in self.families}
         meter = Meter(self.model, self.shapes, self.rows, ranks)
+        # values_by_name goes through the graph in order, bodies behind the main graph.
+        positions = {name: place for place, name in enumerate(self._values)}
         listed = []
         for family in self.families:
             whole = meter.sizes
@@ -249,6 +251,7 @@ class Anatomy:
                             "role": member.role,
                             "indices": int((member.units >= 0).sum()),
                             "node": self.nodes.get(member.node) or member.node,
+                            "position": positions.get(member.node, 0),
                         }
                         for member in family.members
                     ],

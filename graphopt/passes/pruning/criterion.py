@@ -7,15 +7,19 @@ family only: the allocation normalises them before it compares families.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from graphopt.calibrate.needs import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+
+    from graphopt.calibrate.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,8 @@ class Subject:
     size: int
     weights: tuple[Weight, ...] = ()
     contractions: tuple[Contraction, ...] = ()
-    statistics: Any = None
+    statistics: Statistics | None = None
     seed: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[Weight, ...]:
         """Return the weights of one role."""
@@ -93,9 +96,9 @@ class Subject:
 class Criterion(ABC):
     """How much each unit of a family matters. Stateless; the same subject gives the same numbers."""
 
-    def needs(self, subject: Subject) -> Any:  # noqa: ANN401, ARG002 - the default of what others override
-        """Return the statistics to collect for *subject* (``graphopt.calibrate.needs.Needs``), or None."""
-        return None
+    def needs(self, subject: Subject) -> Needs:  # noqa: ARG002 - the default of what others override
+        """Return the statistics to collect for *subject*."""
+        return Needs()
 
     @abstractmethod
     def scores(self, subject: Subject) -> npt.NDArray[np.float64] | Sequence[float]:

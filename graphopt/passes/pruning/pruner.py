@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.api import Report
+from graphopt.calibrate.needs import Needs
 from graphopt.errors import (
     GateFailed,
     OptionError,
@@ -206,13 +207,12 @@ class Pruner:
         criterion = self.criterion()
         subjects = {name: anatomy.subject(name, self.seed) for name in chosen}
         check_finite(subjects.values())
-        needs: Any = None
+        needs = Needs()
         for subject in subjects.values():
-            wanted = criterion.needs(subject)
-            needs = wanted if needs is None else needs if wanted is None else needs | wanted
+            needs |= criterion.needs(subject)
         statistics = None
         if needs:
-            statistics = getattr(self.context, "statistics")(needs)  # noqa: B009
+            statistics = self.context.statistics(needs)
         result = {}
         for name, subject in subjects.items():
             found = np.asarray(criterion.scores(replace(subject, statistics=statistics)), dtype=np.float64)
@@ -372,7 +372,7 @@ class Pruner:
 
     def feeds(self, model: Model) -> Sequence[Feeds]:
         """Return what the oracle runs: the first of the data, else seeded random feeds."""
-        data = getattr(self.context, "data", None)
+        data = self.context.data
         if data is not None:
             found = list(islice(iter(data), _FEEDS))
             if found:

@@ -14,7 +14,7 @@ from graphopt.ir.cost import measure_cost
 from graphopt.ir.emit import emit
 from graphopt.ir.lower import lower
 from graphopt.passes.prune_channels import PruneChannels
-from tests.passes.harness import apply, assert_golden
+from tests.passes.harness import apply, assert_golden, run_feeds, session_for
 from tests.passes.pruning import scenarios
 
 CASES: dict[str, tuple[onnx.ModelProto, dict[str, Any]]] = {
@@ -51,6 +51,28 @@ def test_l1_keeps_the_largest_filters() -> None:
     (kept,) = kept_of(report).values()
     norms = np.abs(weight).sum(axis=(1, 2, 3))
     expected = weight[np.sort(np.argsort(-norms, kind="stable")[:kept])]
+    tensor = after.graph.initializers["w1"].const_value
+    assert tensor is not None
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+@pytest.mark.parametrize(("criterion", "power"), [("energy", np.mean), ("entropy", np.var)])
+def test_activations_are_weighed_with_what_reads_them(criterion: str, power: Any) -> None:
+    proto = scenarios.captured_free()
+    feeds = [
+        {"x": np.random.default_rng(seed).standard_normal((2, 3, 8, 8), dtype=np.float32)} for seed in (1, 2)
+    ]
+    after, report = apply(PruneChannels(), proto, data=feeds, macs_ratio=0.5, criterion=criterion)
+    (kept,) = kept_of(report).values()
+    inner = onnx.ModelProto()
+    inner.CopyFrom(proto)
+    inner.graph.output.append(onnx.helper.make_empty_tensor_value_info("r1"))
+    session = session_for(inner)
+    seen = np.concatenate([run_feeds(session, feed)["r1"] for feed in feeds]).astype(np.float64)
+    moment = power(seen if criterion == "entropy" else seen**2, axis=(0, 2, 3))
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in proto.graph.initializer}
+    scores = moment * (weights["w2"].astype(np.float64) ** 2).sum(axis=(0, 2, 3))
+    expected = weights["w1"][np.sort(np.argsort(-scores, kind="stable")[:kept])]
     tensor = after.graph.initializers["w1"].const_value
     assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy(), expected)

@@ -142,6 +142,12 @@ def test_weights_that_are_not_finite_are_named(graphopt: CommandLine, tmp_path: 
     assert "'w1'" in answer.document["error"]["where"]
 
 
+def test_a_criterion_that_needs_data_says_so(graphopt: CommandLine, tmp_path: Path) -> None:
+    answer = prune(graphopt, scenarios.captured_free(), tmp_path, "macs_ratio=0.5,criterion=energy")
+    assert answer.code == 3
+    assert "--data" in f"{answer.document['error']}"
+
+
 def test_a_failed_oracle_rolls_back_and_leaves_a_reproducer(
     graphopt: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
