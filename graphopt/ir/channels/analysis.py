@@ -99,9 +99,14 @@ class Channels:
             value = input_at(item.node, item.input)
             keeps = keeping.of_input(item.node, item.input)
             keep = keeps[item.axis] if keeps else None
-            if keep is not None and value is not None:
-                name = value.name or ""
-                found.setdefault((name, item.axis), Mask(name, item.axis, keep))
+            if keep is None or value is None:
+                continue
+            axis, weight = item.axis, None if item.weight is None else input_at(item.node, item.weight)
+            if value.producer() is None and weight is not None:
+                # The state of a loop has no node behind which to multiply; its weight does as well.
+                value, axis = weight, item.weight_axis
+            name = value.name or ""
+            found.setdefault((name, axis), Mask(name, axis, keep))
         return tuple(found.values())
 
     def approximate(self, kept: KeptUnits) -> tuple[str, ...]:

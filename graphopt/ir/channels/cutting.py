@@ -248,11 +248,14 @@ def cut_model(model: Model, keeping: Keeping, rules: Mapping[tuple[str, str], Ch
         Counts of what was done: ``tensors`` sliced, ``nodes`` rewritten.
     """
     pairs = list(_pairs(keeping.run.model, model))
-    # Graph inputs carry no labels that change; every computed value belongs to a node.
     for source, node in pairs:
-        changed = [keeping.of_output(value) for value in source.outputs]
-        for value, keeps in zip(node.outputs, changed, strict=True):
-            _shrink(value, keeps)
+        for one, value in zip(source.outputs, node.outputs, strict=True):
+            _shrink(value, keeping.of_output(one))
+    for analysed, graph in zip(
+        with_subgraphs(keeping.run.model.graph), with_subgraphs(model.graph), strict=True
+    ):
+        for one, value in zip(analysed.inputs, graph.inputs, strict=True):
+            _shrink(value, keeping.of_output(one))
     rewritten = 0
     sliced = _cut_constants(model, pairs, keeping)
     for source, node in pairs:

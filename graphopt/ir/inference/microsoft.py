@@ -107,6 +107,51 @@ def _attention(call: Call, standard: StandardInference) -> Sequence[Fact] | None
     return [Fact(source.dtype, (*source.shape[:2], hidden))]
 
 
+def _skip_normalization(call: Call, standard: StandardInference) -> Sequence[Fact] | None:
+    """The result, mean and inverse deviation over the last dim, and the sum that was normalised."""
+    del standard
+    source = call.at(0)
+    if source is None or not source.shape:
+        return None
+    one = Fact(source.dtype, (*source.shape[:-1], 1))
+    return [Fact(source.dtype, source.shape), one, one, Fact(source.dtype, source.shape)]
+
+
+def _multi_head(call: Call, standard: StandardInference) -> Sequence[Fact] | None:
+    """Y [batch, length, values], present keys and values [batch, heads, total, size]."""
+    del standard
+    query, value, heads = call.at(0), call.at(2), call.attributes.get("num_heads")
+    if query is None or value is None or query.shape is None or value.shape is None or not heads:
+        return None
+    if len(query.shape) != 3 or len(value.shape) != 3 or call.outputs > 3:
+        return None
+    hidden, made = query.shape[2], value.shape[2]
+    if not isinstance(hidden, int) or not isinstance(made, int):
+        return None
+    total = call.symbols.fresh()
+    batch = query.shape[0]
+    return [
+        Fact(query.dtype, (*query.shape[:2], made)),
+        Fact(query.dtype, (batch, heads, total, hidden // heads)),
+        Fact(query.dtype, (batch, heads, total, made // heads)),
+    ]
+
+
+def _grouped_query(call: Call, standard: StandardInference) -> Sequence[Fact] | None:
+    """Y [batch, length, heads * size]; queries may hold keys and values behind them."""
+    del standard
+    query = call.at(0)
+    heads, key_heads = call.attributes.get("num_heads"), call.attributes.get("kv_num_heads")
+    if query is None or query.shape is None or len(query.shape) != 3 or not heads or not key_heads:
+        return None
+    hidden = query.shape[2]
+    if not isinstance(hidden, int) or call.outputs > 3:
+        return None
+    size = hidden // (heads if call.at(1) is not None else heads + 2 * key_heads)
+    present = Fact(query.dtype, (query.shape[0], key_heads, call.symbols.fresh(), size))
+    return [Fact(query.dtype, (*query.shape[:2], heads * size)), present, present]
+
+
 _RULES: dict[str, Rule] = {
     "BiasGelu": _same,
     "DequantizeLinear": lambda call, standard: (
@@ -123,6 +168,8 @@ _RULES: dict[str, Rule] = {
     "Gelu": _same,
     "MatMulNBits": _matmul_nbits,
     "Attention": _attention,
+    "GroupQueryAttention": _grouped_query,
+    "MultiHeadAttention": _multi_head,
     "QLinearAdd": _as("Add", (0, 3)),
     "QLinearLeakyRelu": _same,
     "QLinearMul": _as("Mul", (0, 3)),
@@ -131,7 +178,7 @@ _RULES: dict[str, Rule] = {
     "QuickGelu": _same,
     "RotaryEmbedding": _same,
     "SimplifiedLayerNormalization": _same,
-    "SkipLayerNormalization": _same,
-    "SkipSimplifiedLayerNormalization": _same,
+    "SkipLayerNormalization": _skip_normalization,
+    "SkipSimplifiedLayerNormalization": _skip_normalization,
     "TransposeMatMul": _fused_matmul,
 }

@@ -122,6 +122,7 @@ def _multi_head(view: NodeView) -> None:
         parts = [whole, whole, whole_value]
         sizes = (count * size, count * size, count * value_size)
         view.same(view.axes(3)[0], _join(parts, sizes))
+        view.recurs(3, 0)
     view.lock_inputs("masks by position", (4,))
     if view.has(5):
         _mask_at(view, 5, 1, heads.keys)
