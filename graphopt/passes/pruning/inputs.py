@@ -35,11 +35,13 @@ def oracle_feeds(model: Model, dims: Mapping[str, int], seed: int, count: int) -
         DataError: No size suits.
     """
     specs = input_specs(model)
-    session = open_model(model, "the original")
     free = [name for name in free_dims(specs) if name not in dims]
+    if not free:
+        return random_feeds(model, count, seed, dims)
+    session = open_model(model, "the original")
     first = {spec.shape[0] for spec in specs if spec.shape} | {f"{spec.name}[0]" for spec in specs}
     refusal: GraphoptError | None = None
-    for size in _SIZES if free else (1,):
+    for size in _SIZES:
         for batch in dict.fromkeys((_BATCH, size)):
             sizes = {name: batch if name in first else size for name in free}
             try:
