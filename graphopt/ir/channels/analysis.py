@@ -8,11 +8,11 @@ import numpy as np
 
 from graphopt.errors import OptionError, nearest
 from graphopt.ir.channels.cutting import Keeping, cut_model
-from graphopt.ir.channels.families import find_locks, find_units, unit_columns
+from graphopt.ir.channels.families import families_in, find_locks, find_units, table_of
 from graphopt.ir.channels.opening import bind_open_dims
 from graphopt.ir.channels.propagation import Propagation
 from graphopt.ir.channels.rules import rule_table
-from graphopt.ir.channels.types import ChannelRule, Consumer, Mask
+from graphopt.ir.channels.types import ChannelRule, Consumer, Mask, column_of
 from graphopt.ir.collector import collector_paused
 from graphopt.ir.rewrite import input_at
 
@@ -130,20 +130,21 @@ class Channels:
             axis = axes[item.axis] if axes else None
             if axis is None or value is None or self._run.is_parameter(value):
                 continue
-            columns = unit_columns(self._units, index, self._run.slots.atoms(axis))
+            table = table_of(self._units, self._run.slots.atoms(axis))
+            if not (table[0] == index).any():
+                continue
             weight = None if item.weight is None else input_at(item.node, item.weight)
-            found += [
+            found.append(
                 Consumer(
                     item.node.outputs[0].name or "",
                     item.input,
                     value.name or "",
                     item.axis,
-                    column,
+                    column_of(table, index, 0),
                     "" if weight is None else weight.name or "",
                     item.weight_axis,
                 )
-                for column in columns[:1]
-            ]
+            )
         return tuple(found)
 
     def layout(self, value: str) -> Layout:
@@ -157,13 +158,11 @@ class Channels:
     def _families_in(self, axis: Array | None) -> tuple[tuple[str, Array], ...]:
         if axis is None:
             return ()
-        atoms = self._run.slots.atoms(axis)
-        present = np.unique(self._units.family_of[atoms[atoms > 0]])
+        table = table_of(self._units, self._run.slots.atoms(axis))
         return tuple(
-            (self.families[family].name, column)
-            for family in present.tolist()
-            if family >= 0
-            for column in unit_columns(self._units, family, atoms)
+            (self.families[family].name, column_of(table, family, column))
+            for family, columns in families_in(table).items()
+            for column in range(columns)
         )
 
     def kept_counts(self, kept: KeptUnits) -> Mapping[str, tuple[int | None, ...]]:

@@ -160,8 +160,15 @@ def _name_all(run: Propagation, dims: list[_Dim], classes: list[Array], units: U
         atoms = classes[k][np.argsort(first[classes[k]], kind="stable")]
         units.atoms.append(atoms)
         units.unit_of[atoms] = np.arange(len(atoms))
+    tables = [table_of(units, dim.atoms) for dim in dims]
+    taken = np.zeros(len(classes), np.int64)
+    for families, _ in tables:
+        # Of an index with several units of one family each is counted, which is near enough.
+        taken += np.bincount(families[families >= 0], minlength=len(classes))
+    for rank, k in enumerate(ranked):
+        atoms = units.atoms[rank]
         exact = not approximate[atoms].any()
-        members = _members(units, int(renumber[k]), [dims[d] for d in touched[k]])
+        members = _members(rank, [dims[d] for d in touched[k]], [tables[d] for d in touched[k]])
         kind = _kind(kinds, atoms, [dims[d] for d in touched[k]], exact=exact)
         name = f"{members[0].name}[{members[0].axis}]"
         if kind in {"heads", "head_dims"}:
@@ -174,23 +181,32 @@ def _name_all(run: Propagation, dims: list[_Dim], classes: list[Array], units: U
                 len(atoms),
                 exact,
                 members,
-                round(sum(int((member.units >= 0).sum()) for member in members) / len(atoms)),
+                round(int(taken[rank]) / len(atoms)),
             )
         )
 
 
-def unit_columns(units: Units, family: int, atoms: Array) -> list[Array]:
-    """Return the units of one family at each index, as often as an index has several; -1 where none."""
-    found = np.where((units.family_of[atoms] == family) & (atoms > 0), units.unit_of[atoms], -1)
-    found = -np.sort(-found, axis=1)
-    return [found[:, k] for k in range(found.shape[1]) if (found[:, k] >= 0).any()]
+def table_of(units: Units, atoms: Array) -> tuple[Array, Array]:
+    """Return the families and units of the atoms [dim, most] of one axis, -1 where an atom has none."""
+    families = np.where(atoms > 0, units.family_of[atoms], -1)
+    return families, units.unit_of[atoms]
 
 
-def _members(units: Units, family: int, dims: list[_Dim]) -> tuple[Member, ...]:
+def families_in(table: tuple[Array, Array]) -> dict[int, int]:
+    """Return the families of an axis, each with how many of its units one index has at most."""
+    families = table[0]
+    present = {family: 1 for family in np.unique(families).tolist() if family >= 0}
+    if families.shape[1] > 1:
+        for family in present:
+            present[family] = int((families == family).sum(axis=1).max())
+    return present
+
+
+def _members(family: int, dims: list[_Dim], tables: list[tuple[Array, Array]]) -> tuple[Member, ...]:
     members = [
-        Member(dim.name, dim.axis, dim.role, column, dim.node.outputs[0].name or "")
-        for dim in dims
-        for column in unit_columns(units, family, dim.atoms)
+        Member(dim.name, dim.axis, dim.role, dim.node.outputs[0].name or "", column, table, family)
+        for dim, table in zip(dims, tables, strict=True)
+        for column in range(1 if table[0].shape[1] == 1 else families_in(table)[family])
     ]
     rank = {"producer": 0, "consumer": 1, "follower": 2}
     # A family is named after its first producer, else after its first dim at all.

@@ -30,15 +30,40 @@ class Member:
         axis: The dim.
         role: "producer" where a linear operator makes the channels (the outputs of a weight), "consumer"
             where one sums over them, else "follower" (biases, statistics, tables, scales).
-        units: int64 [dim], the unit that takes each index with it when it goes; -1 where none does.
         node: Name of the first output of the node that reads it here.
+        column: 0, or 1 and more where an index goes with several units of the family.
+        table: Families and units of each index, shared by all families of this dim: two arrays [dim, most].
+        family: Number of the family in the table.
     """
 
     name: str
     axis: int
     role: Role
-    units: Units = field(repr=False)
-    node: str = ""
+    node: str
+    column: int = field(repr=False)
+    table: tuple[Units, Units] = field(repr=False, compare=False)
+    family: int = field(repr=False)
+
+    @property
+    def units(self) -> Units:
+        """int64 [dim], the unit that takes each index with it when it goes; -1 where none does."""
+        return column_of(self.table, self.family, self.column)
+
+
+def column_of(table: tuple[Units, Units], family: int, column: int) -> Units:
+    """Return the units of one family at each index of a dim: the first of an index, its second, ...
+
+    Args:
+        table: Families and units of each index, two arrays [dim, most per index]; -1 where there is none.
+        family: Number of the family.
+        column: Which of several units of an index.
+
+    Returns:
+        int64 [dim]; -1 where an index has no such unit.
+    """
+    families, units = table
+    found = np.where(families == family, units, -1)
+    return found[:, 0] if found.shape[1] == 1 else -np.sort(-found, axis=1)[:, column]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,5 +178,6 @@ class Probe(Protocol):
         inputs: Sequence[npt.NDArray[Any] | None],
         attributes: Mapping[str, Any],
         outputs: int,
+        /,
     ) -> list[npt.NDArray[Any]]:
         """Return the outputs; raise a GraphoptError where the operator refuses."""

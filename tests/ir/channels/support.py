@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt.ir.channels import Channels, analyse, prepare
 from graphopt.ir.emit import emit
 from graphopt.ir.lower import lower
+from graphopt.runtime.probe import run_node
 from tests.passes.harness import run_feeds, session_for
 
 if TYPE_CHECKING:
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from graphopt.ir.channels import Mask
 
 Shape = tuple[int | str, ...]
+Built = tuple[onnx.ModelProto, dict[str, Any], list[dict[str, Any]]]
+"""A model, a feed, and feeds of other open dims."""
+
+GENERATOR = np.random.default_rng(7)
+
+
+def draw(*shape: int) -> Any:
+    """Return normally distributed numbers."""
+    return GENERATOR.standard_normal(shape).astype(np.float32)
 
 
 class Net:
@@ -83,6 +93,12 @@ class Net:
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=10 if self.opset < 23 else 11, functions=functions
         )
+
+
+def normalised(net: Net, value: str, width: int) -> str:
+    """Add a LayerNormalization over the last dim."""
+    found: str = net.add("LayerNormalization", value, net.weight(width), net.weight(width), axis=-1)
+    return found
 
 
 def half(channels: Channels, seed: int = 0, ratio: float = 0.5) -> dict[str, list[int]]:
@@ -222,3 +238,16 @@ def weights(model: Model) -> int:
         for value in model.graph.initializers.values()
         if value.const_value is not None and value.const_value.dtype.is_floating_point()
     )
+
+
+def probe(
+    domain: str,
+    op_type: str,
+    opset: int,
+    inputs: Sequence[Any],
+    attributes: Mapping[str, Any],
+    outputs: int,
+) -> list[Any]:
+    """Run one operator on onnxruntime."""
+    opsets = {"": opset if not domain else 21, **({domain: opset} if domain else {})}
+    return run_node(op_type, inputs, domain=domain, opsets=opsets, attributes=attributes, outputs=outputs)

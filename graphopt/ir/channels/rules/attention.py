@@ -272,6 +272,8 @@ def _rotary(view: NodeView) -> None:
     size = shape[3] if len(shape) == 4 else shape[2] // count if count else 2 * view.shape(cos)[-1]
     if view.has(positions):
         view.lock_inputs("says the position", (positions,))
+    for axis in (axes[0], axes[-2 if len(shape) == 4 else 1]):
+        view.lock(axis, "has a position each")
     for index in (cos, sin):
         for axis in view.axes(index)[:-1]:
             view.lock(axis, "says the position")
@@ -288,7 +290,6 @@ def _rotary(view: NodeView) -> None:
         view.lock(side, "turns pairs of dims")
         for index in (cos, sin):
             view.same(pairs, view.axes(index)[-1])
-    view.lock(axes[1] if len(shape) == 3 else axes[2], "says the position")
     view.emit(axes)
 
 

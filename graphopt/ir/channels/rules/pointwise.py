@@ -149,11 +149,8 @@ def _pass_two(view: NodeView) -> None:
     axes = view.axes(0)
     for axis in axes[2:]:
         view.lock(axis, "slides along it")
-    batch = axes[0]
-    if view.node.op_type != "GridSample":
-        view.lock(batch, "picks from it")
-        batch = None
-    view.emit([batch, axes[1], *[None] * (len(view.output_shape()) - 2)])
+    view.lock(axes[0], "looks at it sample by sample")
+    view.emit([None, axes[1], *[None] * (len(view.output_shape()) - 2)])
 
 
 def reduced_axes(view: NodeView) -> list[int] | None:
