@@ -19,6 +19,8 @@ from graphopt.ir.rewrite import input_at
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import onnx_ir as oir
+
     from graphopt.ir.channels.families import Units
     from graphopt.ir.channels.slots import Array
     from graphopt.ir.channels.types import Family, Kept, Layout, Lock, Probe
@@ -154,6 +156,13 @@ class Channels:
         """
         axes = self._by_name().get(value, ())
         return tuple(self._families_in(axis) for axis in axes)
+
+    def layout_of(self, node: oir.Node, index: int) -> Layout:
+        """Return the families in each dim of input *index* of *node*, a node of the analysed model.
+
+        Unlike :meth:`layout` it tells the places of use of one constant apart.
+        """
+        return tuple(self._families_in(axis) for axis in self._run.axes_of_use(node, index))
 
     def _families_in(self, axis: Array | None) -> tuple[tuple[str, Array], ...]:
         if axis is None:
