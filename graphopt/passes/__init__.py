@@ -55,5 +55,6 @@ def graphopt_register_criteria() -> dict[str, str]:
         "product-of-norms": "graphopt.passes.pruning.criteria:ProductOfNorms",
         "energy": "graphopt.passes.pruning.activations:Energy",
         "entropy": "graphopt.passes.pruning.activations:Entropy",
+        "obs": "graphopt.passes.pruning.obs:Obs",
         "random": "graphopt.passes.pruning.criteria:Random",
     }

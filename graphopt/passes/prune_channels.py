@@ -58,8 +58,8 @@ class PruneChannels(Pass):
         )
         criterion: str = Field(
             default="product-of-norms",
-            description="what makes a unit important: l1, l2, product-of-norms, energy, entropy, random, or"
-            " one of a plugin (a name)",
+            description="what makes a unit important: l1, l2, product-of-norms, energy, entropy, obs, random,"
+            " or one of a plugin (a name)",
         )
         min_family: int = Field(
             default=2, ge=1, description="fewest units that a family keeps; smaller families stay (units)"
@@ -89,6 +89,27 @@ class PruneChannels(Pass):
         )
         seed: int | None = Field(
             default=None, ge=0, description="seed of the random criterion; none: that of the run (a number)"
+        )
+        recover: Literal["none", "bias", "least-squares"] = Field(
+            default="none",
+            description="what is fitted to data so that what stays makes up for what goes: nothing, biases,"
+            " or weights and biases (none, bias or least-squares)",
+        )
+        refit: Literal["changed", "all"] = Field(
+            default="all",
+            description="weights that recover=least-squares fits: those that lose inputs, or all behind the"
+            " first of them (changed or all)",
+        )
+        ridge: float = Field(
+            default=1e-3, gt=0, description="ridge of the solves (relative to the mean variance of a column)"
+        )
+        rows_per_sample: int = Field(
+            default=64, ge=1, description="positions that recover draws from each sample (a number)"
+        )
+        samples: int | None = Field(
+            default=None,
+            ge=1,
+            description="samples of the data that recover uses, or none for all (a number)",
         )
         oracle: bool = Field(
             default=True,

@@ -141,18 +141,7 @@ class Linear:
                 self.node.resize_inputs(index + 1)
             self.node.replace_input_with(index, new)
             return
-        if (
-            old.is_initializer()
-            and not old.is_graph_input()
-            and len(old.uses()) == 1
-            and not old.is_graph_output()
-        ):
-            old.const_value = from_array(array, old.name or "")
-            old.shape = oir.Shape(array.shape)
-            return
-        new = add_initializer(model, graph, old.name or hint, array)
-        self.node.replace_input_with(index, new)
-        remove_unread([old])
+        _replace_constant(model, self.node, index, array)
 
     def _write_added_bias(self, model: Model, bias: Matrix) -> None:
         kind = _dtype_of(self.node.inputs[1])
@@ -163,13 +152,9 @@ class Linear:
             node, index = adder
             old = node.inputs[index]
             assert old is not None
-            array = (
-                bias.astype(kind).reshape(_static_shape(old))
-                if _size(old) == bias.size
-                else bias.astype(kind)
-            )
-            node.replace_input_with(index, add_initializer(model, graph, old.name or "bias", array))
-            remove_unread([old])
+            same = _size(old) == bias.size
+            array = bias.astype(kind).reshape(_static_shape(old)) if same else bias.astype(kind)
+            _replace_constant(model, node, index, array)
             return
         if not bias.any():
             return
@@ -190,6 +175,40 @@ class Linear:
         name = output.name or ""
         output.name = model.fresh_name(f"{name}_product")
         new.name = name
+
+
+def _replace_constant(model: Model, node: oir.Node, index: int, array: npt.NDArray[Any]) -> None:
+    """Let a constant input of *node* hold *array*; others that read the same constant keep what they had."""
+    old, graph = node.inputs[index], node.graph
+    assert old is not None
+    assert graph is not None
+    plain = old.is_initializer() and not old.is_graph_input() and not old.is_graph_output()
+    if plain and len(old.uses()) == 1:
+        old.const_value = from_array(array, old.name or "")
+        old.shape = oir.Shape(array.shape)
+        return
+    node.replace_input_with(index, add_initializer(model, graph, old.name or "constant", array))
+    remove_unread([old])
+
+
+def residual_of(node: oir.Node) -> list[tuple[oir.Value, oir.Value]]:
+    """Return what is added to the output of *node* behind it: (value it has become, other operand) pairs.
+
+    Constants that are added do not count. The other operand may depend on *node*.
+    """
+    found: list[tuple[oir.Value, oir.Value]] = []
+    value = node.outputs[0]
+    while True:
+        user = sole_user(value)
+        if user is None or not is_op(user, "Add", "Sum", "Identity", "Dropout"):
+            return found
+        if is_op(user, "Add", "Sum"):
+            found += [
+                (value, other)
+                for other in user.inputs
+                if other is not None and other is not value and constant_of(other) is None and other.name
+            ]
+        value = user.outputs[0]
 
 
 def added_constant(node: oir.Node, outputs: int) -> tuple[oir.Node, int] | None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     Indices = npt.NDArray[np.int64]
 
+_STEPS = 128
+"""Where more units than this are left several go at once, so that the work does not grow with their cube."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
@@ -57,7 +60,7 @@ class Problem:
         prior: [m, d] weight that the ridge pulls towards; zero by default.
         ridge: As in :mod:`graphopt.recover.solve`.
         stage: How notes name the place.
-        importance: What the loss counts, relative to that of other consumers.
+        scale: What the mean squared error is multiplied with; 1 / variance of the targets by default.
     """
 
     def __init__(
@@ -68,12 +71,13 @@ class Problem:
         stage: str,
         prior: Matrix | None = None,
         ridge: float = RIDGE,
-        importance: float = 1.0,
+        scale: float | None = None,
     ) -> None:
         self.notes: tuple[str, ...] = ()
         self._blocks = [np.asarray(block, np.int64) for block in blocks]
+        self._tables = _tables(self._blocks)
         variance = moments.target_variance if moments.is_finite else 0.0
-        self._scale = importance / variance if variance > 0 else 0.0
+        self._scale = (1.0 / variance if scale is None else scale) if variance > 0 else 0.0
         if not moments.is_finite or moments.count == 0:
             self.notes = (f"{stage}: no finite activations; it has no say in what goes",)
             self._inverse, self._weight = (
@@ -91,32 +95,50 @@ class Problem:
     def costs(self, alive: Sequence[int]) -> npt.NDArray[np.float64]:
         """Return the loss that the removal of each of the *alive* units adds."""
         costs = np.zeros(len(alive))
-        by_size: dict[int, list[int]] = {}
-        for place, unit in enumerate(alive):
-            by_size.setdefault(len(self._blocks[unit]), []).append(place)
-        for size, places in by_size.items():
-            if size == 0 or self._scale == 0.0:
+        if self._scale == 0.0:
+            return costs
+        units = np.asarray(alive, np.int64)
+        for table, place in self._tables:
+            chosen = np.flatnonzero(place[units] >= 0)
+            if not len(chosen):
                 continue
-            columns = np.stack([self._blocks[alive[place]] for place in places])
+            columns = table[place[units[chosen]]]
             corner = self._inverse[columns[:, :, None], columns[:, None, :]]
             weight = self._weight[columns]
-            costs[places] = np.einsum("uij,uij->u", weight, _solved(corner, weight)) * self._scale
+            costs[chosen] = np.einsum("uij,uij->u", weight, _solved(corner, weight)) * self._scale
         return np.maximum(costs, 0.0)
 
-    def remove(self, unit: int) -> None:
-        """Force the columns of *unit* to zero and move all others to where they are best."""
-        columns = self._blocks[unit]
+    def remove(self, *units: int) -> float:
+        """Force the columns of *units* to zero, move all others to where they are best; return the loss."""
+        columns = np.concatenate([self._blocks[unit] for unit in units])
         if not columns.size:
-            return
+            return 0.0
         corner = self._inverse[np.ix_(columns, columns)]
         across = self._inverse[columns]
+        weight = self._weight[columns]
+        cost = float(np.einsum("ij,ij->", weight, _solved(corner[None], weight[None])[0])) * self._scale
         gain = _solved(corner[None], across[None])[0]
-        self._weight -= gain.T @ self._weight[columns]
+        self._weight -= gain.T @ weight
         self._inverse -= across.T @ gain
         self._weight[columns] = 0.0
         self._inverse[columns] = 0.0
         self._inverse[:, columns] = 0.0
         self._inverse[columns, columns] = 1.0
+        return max(cost, 0.0)
+
+
+def _tables(blocks: Sequence[Indices]) -> list[tuple[Indices, Indices]]:
+    """Return for each size of a block the columns [n, size] of its units, and where each unit is in it."""
+    by_size: dict[int, list[int]] = {}
+    for unit, block in enumerate(blocks):
+        by_size.setdefault(len(block), []).append(unit)
+    tables = []
+    for size, units in sorted(by_size.items()):
+        if size:
+            place = np.full(len(blocks), -1, np.int64)
+            place[units] = np.arange(len(units))
+            tables.append((np.stack([blocks[unit] for unit in units]), place))
+    return tables
 
 
 def _solved(corner: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -146,14 +168,20 @@ def trajectory(problems: Sequence[Problem], units: int, *, removals: int | None 
     count = max(units - 1, 0) if removals is None else min(removals, units)
     order: list[int] = []
     losses = [0.0]
-    for _ in range(count):
+    while len(order) < count:
         costs = np.zeros(len(alive))
         for problem in problems:
             costs += problem.costs(alive)
-        place = int(np.argmin(np.where(np.isfinite(costs), costs, np.inf)))
-        losses.append(losses[-1] + float(costs[place]))
-        unit = alive.pop(place)
-        for problem in problems:
-            problem.remove(unit)
-        order.append(unit)
+        costs = np.where(np.isfinite(costs), costs, np.inf)
+        step = min(max(1, len(alive) // _STEPS), count - len(order))
+        places = np.argsort(costs, kind="stable")[:step]
+        going = [alive[place] for place in places]
+        total = sum(problem.remove(*going) for problem in problems)
+        # Of several at once each counts by what it would have cost alone.
+        shares = costs[places] + 1e-300
+        shares = np.cumsum(shares / shares.sum()) if np.isfinite(shares).all() else np.ones(step)
+        losses += (losses[-1] + total * shares).tolist()
+        order += going
+        gone = set(going)
+        alive = [unit for unit in alive if unit not in gone]
     return Trajectory(tuple(order), tuple(losses), tuple(note for p in problems for note in p.notes))

@@ -23,10 +23,9 @@ import numpy as np
 
 from graphopt.calibrate.rows import gather_rows
 from graphopt.errors import DataError
-from graphopt.ir.rewrite import captured_values, is_op, nested_nodes, sole_user
+from graphopt.ir.rewrite import captured_values, is_op, nested_nodes
 from graphopt.ir.shapes import infer_shapes
-from graphopt.ir.tensors import constant_of
-from graphopt.recover.linear import Linear, linear_of
+from graphopt.recover.linear import Linear, linear_of, residual_of
 from graphopt.recover.moments import Moments
 from graphopt.recover.segments import Segment, types_of
 from graphopt.recover.spool import Spool
@@ -246,26 +245,13 @@ class Walk:
 
     def _others(self, node: oir.Node) -> tuple[str, ...]:
         """Return what is added to the output of *node*, as far as it does not depend on it."""
-        others: list[str] = []
-        value = node.outputs[0]
-        below = None
-        while True:
-            user = sole_user(value)
-            if user is None or user not in self._positions:
-                break
-            if is_op(user, "Add", "Sum"):
-                for other in user.inputs:
-                    if other is value or other is None or constant_of(other) is not None or not other.name:
-                        continue
-                    below = below if below is not None else self._live.below(node)
-                    producer = other.producer()
-                    same = self.shapes.shape(other) == self.shapes.shape(value)
-                    if same and (producer is None or producer not in below):
-                        others.append(other.name)
-            elif not is_op(user, "Identity", "Dropout"):
-                break
-            value = user.outputs[0]
-        return tuple(others)
+        pairs = residual_of(node)
+        below = self._live.below(node) if pairs else set()
+        return tuple(
+            other.name or ""
+            for value, other in pairs
+            if self.shapes.shape(other) == self.shapes.shape(value) and other.producer() not in below
+        )
 
     def observe(self, stage: Stage) -> list[Moments]:
         """Go on to *stage* and return the moments of each group of its operator.

@@ -227,10 +227,12 @@ def test_costs_of_several_consumers_are_added() -> None:
     x, y = data()
     other, target = data(seed=9)
 
+    variance = float(np.sum(np.var(target, axis=0)))
+
     def problems() -> list[Problem]:
         return [
             Problem(moments_of(x, y), BLOCKS, stage="a", ridge=0.01),
-            Problem(moments_of(other, target), BLOCKS[::-1], stage="b", ridge=0.01, importance=2.0),
+            Problem(moments_of(other, target), BLOCKS[::-1], stage="b", ridge=0.01, scale=2 / variance),
         ]
 
     one, two = problems()

@@ -43,6 +43,8 @@ class Candidate:
         order: Units from the most to the least important; [size].
         readers: Operators that sum over the family's activations.
         width: Channels that one unit is made of, in the tensors that the target's alignment is about.
+        curve: What is lost where the first k units of the order stay, [size + 1], in a unit that all
+            families share; None where only scores are known.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Candidate:
     order: npt.NDArray[np.intp]
     width: int = 1
     readers: int = 1
+    curve: npt.NDArray[np.float64] | None = None
 
     @property
     def size(self) -> int:
@@ -57,7 +60,9 @@ class Candidate:
         return len(self.scores)
 
     def losses(self) -> npt.NDArray[np.float64]:
-        """Return what it costs to keep the first k units of the order: readers / share; [size + 1]."""
+        """Return what keeping the first k units of the order costs, [size + 1]: readers / share, or the curve."""
+        if self.curve is not None:
+            return self.curve
         scores = self.scores[self.order]
         total = float(scores.sum())
         if total <= 0.0:

@@ -166,6 +166,7 @@ class Anatomy:
                 consumer.axis,
                 consumer.units.astype(np.intp),
                 weights.get((consumer.weight, consumer.weight_axis)),
+                self._node(consumer.node),
             )
             for consumer in self.channels.consumers(name)
         )

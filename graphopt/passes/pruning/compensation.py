@@ -1,41 +1,310 @@
 """What happens to the weights that stay, between the decision what goes and the cut.
 
-The units that go are known, the model is still whole: this is where consumers can be refitted so that what
+The units that go are known, the model is still whole: this is where consumers are refitted so that what
 stays makes up for what goes. Changes are made to weights of the whole model, whose removed parts the cut then
 drops; so the oracle, which masks and cuts the changed model, holds for every method.
+
+The walk (graphopt.recover.walk) goes through the model in topological order. Each reader of a family that is
+cut is solved against what the original puts out there, on what the model computes with all cuts before it.
+With the criterion obs the units of a family that has one reader are chosen anew there: what the cuts before
+have changed, changes what can be spared.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import fnmatch
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.errors import DataError
+from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
+from graphopt.recover.selection import Problem, trajectory
+from graphopt.recover.solve import refit_bias, solve_groups
+from graphopt.recover.walk import StageReport, Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
-    from graphopt.api import Context
     from graphopt.ir import Model
     from graphopt.passes.pruning.anatomy import Anatomy
+    from graphopt.recover.linear import Linear
+    from graphopt.recover.moments import Matrix, Moments
+    from graphopt.recover.solve import Solution
+    from graphopt.recover.walk import Stage
+    from graphopt.runtime.session import Feeds
+
+    Kept = dict[str, npt.NDArray[np.intp]]
+    Bools = npt.NDArray[np.bool_]
+
+_MOST_GROUPS = 32
+"""Convolutions of more groups than this (depthwise ones) are left alone: each group is a solve of its own."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How weights are fitted; see the options of prune-channels.
+
+    Attributes:
+        method: "bias" or "least-squares".
+        reselect: Whether units are chosen anew during the walk.
+        refit_all: Whether weights that lose nothing are fitted too.
+        ridge: Relative ridge.
+        rows_per_sample: Positions drawn from each sample.
+        seed: Seed of the draws.
+        protect: Patterns of names of nodes and weights that stay as they are.
+    """
+
+    method: str
+    reselect: bool
+    refit_all: bool
+    ridge: float
+    rows_per_sample: int
+    seed: int
+    protect: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What was done.
+
+    Attributes:
+        kept: Units that stay, by family; other ones than before where they were chosen anew.
+        report: What to report.
+        skipped: What was not fitted, with the reason.
+    """
+
+    kept: Kept
+    report: dict[str, object] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 def compensate(
-    model: Model,
-    anatomy: Anatomy,
-    kept: Mapping[str, npt.NDArray[np.intp]],
-    context: Context,
-) -> Mapping[str, object]:
+    model: Model, anatomy: Anatomy, kept: Kept, feeds: Iterable[Feeds] | None, recovery: Recovery
+) -> Outcome:
     """Change the weights of *model*, in place, so that the kept units make up for the others.
 
     Args:
         model: The whole model, a copy of its own; weights are found by name.
-        anatomy: Its families: ``anatomy.subject(name).contractions`` are the readers of each.
+        anatomy: Its families.
         kept: Units that stay, sorted, by family.
-        context: Statistics and data.
+        feeds: Unlabelled inputs.
+        recovery: How.
 
-    Returns:
-        What to report.
+    Raises:
+        DataError: There are no data.
     """
-    del model, anatomy, kept, context
-    return {}
+    if feeds is None:
+        raise DataError(
+            f"recover={recovery.method} fits weights to data, and there are none",
+            where="prune-channels",
+            hint="Give unlabelled inputs with --data, or recover=none.",
+        )
+    with Walk(model, feeds, recovery.rows_per_sample, recovery.seed) as walk:
+        return _Fitter(walk, model, anatomy, kept, recovery).run()
+
+
+class _Fitter:
+    def __init__(self, walk: Walk, model: Model, anatomy: Anatomy, kept: Kept, recovery: Recovery) -> None:
+        self.walk = walk
+        self.model = model
+        self.recovery = recovery
+        self.outcome = Outcome(dict(kept))
+        self.notes: dict[str, None] = {}
+        self.sizes = {name: anatomy.family(name).size for name in kept}
+        self.by_output: dict[str, list[tuple[str, Reader]]] = {}
+        self.open: set[str] = set()  # families whose units are still to be chosen
+        nodes = {node.outputs[0].name: node for node in model.graph if node.outputs}
+        for name in kept:
+            self._find_readers(anatomy, name, nodes)
+
+    def _find_readers(self, anatomy: Anatomy, name: str, nodes: Mapping[str | None, Any]) -> None:
+        contractions = anatomy.subject(name).contractions
+        found = []
+        for contraction in contractions:
+            output = None if contraction.node is None else contraction.node.outputs[0].name
+            here = nodes.get(output)
+            reader = reader_of(contraction)
+            where = f"family {name!r}, read by {output!r}"
+            if isinstance(reader, str):
+                self.outcome.skipped.append((where, f"not fitted: {reader}"))
+            elif here is None:
+                self.outcome.skipped.append((where, "not fitted: it is inside a body"))
+            elif self._protected(reader.linear):
+                self.outcome.skipped.append((where, "not fitted: protected"))
+            else:
+                found.append(reader)
+        for reader in found:
+            self.by_output.setdefault(reader.output, []).append((name, reader))
+        if self.recovery.reselect and len(found) == len(contractions) == 1:
+            self.open.add(name)
+
+    def _protected(self, linear: Linear) -> bool:
+        weight = linear.node.inputs[1]
+        names = (linear.node.name or "", linear.output, "" if weight is None else weight.name or "")
+        return any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in self.recovery.protect for name in names if name
+        )
+
+    def run(self) -> Outcome:
+        """Walk, and put what was found into the model."""
+        done: list[tuple[Linear, Matrix, Matrix | None]] = []
+        stages: list[StageReport] = []
+        walked = self.walk.stages()
+        known = {stage.output for stage in walked}
+        for output in self.by_output:
+            if output not in known:
+                self.outcome.skipped.append((f"reader {output!r}", "not fitted: it is no stage of the walk"))
+        first = next((stage.position for stage in walked if stage.output in self.by_output), math.inf)
+        for stage in walked:
+            linear = stage.linear
+            reads = self.by_output.get(stage.output, [])
+            if stage.position < first or (not reads and not self._may_refit(linear)):
+                continue
+            solution, rows = self._solve(stage, reads)
+            bias = solution.bias if linear.has_bias else None
+            self.walk.write(stage, solution.weight, bias)
+            done.append((linear, solution.weight, bias))
+            self.notes |= dict.fromkeys(solution.notes)
+            stages.append(
+                StageReport(
+                    linear.where, solution.residual_before, solution.residual_after, solution.ridge, rows
+                )
+            )
+        if not done:
+            self.outcome.report = {"stages": []}
+            return self.outcome
+        agreement = self.walk.finish()
+        for linear, weight, bias in done:
+            linear.write(self.model, weight, bias)
+        self.outcome.report = {
+            "method": self.recovery.method,
+            "stages": [stage.as_json() for stage in stages],
+            "agreement": agreement.as_json(),
+            "effort": self.walk.effort.as_json(),
+            "warnings": list(self.notes),
+        }
+        return self.outcome
+
+    def _may_refit(self, linear: Linear) -> bool:
+        weight = linear.node.inputs[1]
+        return (
+            self.recovery.method == "least-squares"
+            and self.recovery.refit_all
+            and linear.groups <= _MOST_GROUPS
+            and weight is not None
+            and len(weight.uses()) == 1
+            and not self._protected(linear)
+        )
+
+    def _solve(self, stage: Stage, reads: Sequence[tuple[str, Reader]]) -> tuple[Solution, int]:
+        linear = stage.linear
+        moments = self.walk.observe(stage)
+        weight, bias = linear.weight(), linear.bias()
+        gone = self._gone(linear, reads, skip=self.open)
+        for name, reader in reads:
+            if name in self.open:
+                self.open.discard(name)
+                self._choose(name, reader, moments, weight, bias, gone)
+        gone = self._gone(linear, reads)
+        rows = sum(one.count for one in moments)
+        columns = self._columns(linear, ~gone) if reads else None
+        if self.recovery.method == "bias":
+            masked = self._masked(linear, weight, columns)
+            return self._bias_only(moments, masked, bias, linear), rows
+        solution = solve_groups(
+            moments,
+            weight,
+            bias,
+            stage=linear.where,
+            ridge=self.recovery.ridge,
+            columns=columns,
+            free_bias=linear.has_bias,
+        )
+        return solution, rows
+
+    def _gone(self, linear: Linear, reads: Sequence[tuple[str, Reader]], skip: Iterable[str] = ()) -> Bools:
+        """Return which indices of the operator's input are decided to go."""
+        taps = math.prod(linear.kernel)
+        gone = np.zeros(linear.groups * linear.shape[1] // taps, bool)
+        for name, reader in reads:
+            if name not in skip:
+                gone |= reader.gone(self.outcome.kept[name].tolist())
+        return gone
+
+    @staticmethod
+    def _columns(linear: Linear, stays: Bools) -> list[npt.NDArray[np.int64]]:
+        """Return for each group of the operator the columns that stay."""
+        taps = math.prod(linear.kernel)
+        parts = stays.reshape(linear.groups, -1)
+        return [columns_of(np.flatnonzero(part), taps) for part in parts]
+
+    @staticmethod
+    def _masked(linear: Linear, weight: Matrix, columns: Sequence[npt.NDArray[np.int64]] | None) -> Matrix:
+        if columns is None:
+            return weight
+        masked = np.zeros_like(weight)
+        step = len(weight) // linear.groups
+        for group, stay in enumerate(columns):
+            part = slice(group * step, (group + 1) * step)
+            masked[part, stay] = weight[part, stay]
+        return masked
+
+    @staticmethod
+    def _bias_only(moments: Sequence[Moments], weight: Matrix, bias: Matrix, linear: Linear) -> Solution:
+        step = len(weight) // len(moments)
+        parts = [slice(group * step, (group + 1) * step) for group in range(len(moments))]
+        if not linear.has_bias:
+            # A huge ridge keeps the weights and only computes the residuals.
+            return solve_groups(moments, weight, bias, stage=linear.where, ridge=1e12, free_bias=False)
+        found = [
+            refit_bias(one, weight[part], bias[part], stage=linear.where)
+            for one, part in zip(moments, parts, strict=True)
+        ]
+        from dataclasses import replace
+
+        return replace(
+            found[0],
+            weight=weight,
+            bias=np.concatenate([one.bias for one in found]),
+            residual_before=float(np.mean([one.residual_before for one in found])),
+            residual_after=float(np.mean([one.residual_after for one in found])),
+            notes=tuple(note for one in found for note in one.notes),
+        )
+
+    def _choose(
+        self,
+        name: str,
+        reader: Reader,
+        moments: Sequence[Moments],
+        weight: Matrix,
+        bias: Matrix,
+        gone: Bools,
+    ) -> None:
+        """Choose the units of a family anew, as many as before, on what its reader sees now."""
+        linear, size = reader.linear, self.sizes[name]
+        blocks = reader.blocks(size)
+        dead = self._columns(linear, gone)
+        step = len(weight) // len(moments)
+        problems = []
+        for group, each in enumerate(moments):
+            part = slice(group * step, (group + 1) * step)
+            problem = Problem(
+                each if linear.has_bias else each.uncentred(bias[part]),
+                [*blocks[group], dead[group]],
+                stage=linear.where,
+                prior=weight[part],
+                ridge=self.recovery.ridge,
+                scale=1.0,
+            )
+            if gone.any():
+                problem.remove(size)
+            problems.append(problem)
+        count = len(self.outcome.kept[name])
+        found = trajectory(problems, size, removals=size - count)
+        self.outcome.kept[name] = np.array(found.kept(count, size), np.intp)
+        self.notes |= dict.fromkeys(found.notes)

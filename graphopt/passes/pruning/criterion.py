@@ -15,9 +15,10 @@ import numpy as np
 from graphopt.calibrate.needs import Needs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
+    import onnx_ir as oir
 
     from graphopt.calibrate.statistics import Statistics
 
@@ -58,12 +59,14 @@ class Contraction:
         axis: Its axis that is contracted.
         units: Unit of each index of that axis, -1 where the family does not touch it.
         weight: What it is multiplied with, where that is a constant.
+        node: The operator that sums.
     """
 
     value: str
     axis: int
     units: npt.NDArray[np.intp]
     weight: Weight | None = None
+    node: oir.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,13 @@ class Criterion(ABC):
     def needs(self, subject: Subject) -> Needs:  # noqa: ARG002 - the default of what others override
         """Return the statistics to collect for *subject*."""
         return Needs()
+
+    def curves(self, subjects: Mapping[str, Subject]) -> Mapping[str, npt.NDArray[np.float64]]:  # noqa: ARG002 - as needs
+        """Return what each family loses with its k most important units alone, [size + 1], by its name.
+
+        Losses of all families are in one unit. Families without a curve are compared by their scores.
+        """
+        return {}
 
     @abstractmethod
     def scores(self, subject: Subject) -> npt.NDArray[np.float64] | Sequence[float]:

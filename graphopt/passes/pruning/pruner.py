@@ -24,7 +24,7 @@ from graphopt.ir.channels import prepare
 from graphopt.ir.fingerprint import fingerprint
 from graphopt.passes.pruning.allocation import Budget, Candidate, allocate, ordered
 from graphopt.passes.pruning.anatomy import Anatomy, examine
-from graphopt.passes.pruning.compensation import compensate
+from graphopt.passes.pruning.compensation import Recovery, compensate
 from graphopt.passes.pruning.inputs import oracle_feeds
 from graphopt.passes.pruning.meter import Meter
 from graphopt.passes.pruning.oracle import Claim, Verdict, judge
@@ -79,6 +79,7 @@ class Pruner:
         self.verdicts: dict[str, list[Verdict]] = {"exact": [], "approximate": []}
         self.notes: dict[str, None] = {}
         self.compensated: dict[str, object] = {}
+        self.curves: dict[str, npt.NDArray[np.float64]] = {}
 
     def run(self) -> Report:
         """Do all rounds.
@@ -127,21 +128,41 @@ class Pruner:
             cut = self.allocated(whole, anatomy, chosen, first, part, final=final)
         if cut is None:
             return True
-        before = whole.clone()
-        found = compensate(before, anatomy, cut.kept, self.context)
-        pruned = cut.model
-        if found:
-            self.compensated |= found
-            pruned = before.clone()
-            anatomy.cut(pruned, cut.kept)
+        before, pruned, kept = self.recovered(whole, anatomy, cut)
         if self.options.oracle:
-            self.prove(before, pruned, anatomy, cut.kept)
+            self.prove(before, pruned, anatomy, kept)
         self.model.store = pruned.store
         self.model.forget_names()
         self.context.invalidate()
         self.now = cut.cost
-        self.note_cut(anatomy, cut.kept)
+        self.note_cut(anatomy, kept)
         return True
+
+    def recovered(self, whole: Model, anatomy: Anatomy, cut: _Cut) -> tuple[Model, Model, Kept]:
+        """Return the whole model with what stays fitted to data, the cut of it, and the units that stay."""
+        before = whole.clone()
+        options = self.options
+        if options.recover == "none":
+            return before, cut.model, cut.kept
+        feeds = self.context.data
+        if feeds is not None and options.samples is not None:
+            feeds = list(islice(feeds, options.samples))
+        recovery = Recovery(
+            method=options.recover,
+            reselect=options.criterion == "obs" and options.plan is None,
+            refit_all=options.refit == "all",
+            ridge=options.ridge,
+            rows_per_sample=options.rows_per_sample,
+            seed=self.seed,
+            protect=tuple(options.protect),
+        )
+        outcome = compensate(before, anatomy, cut.kept, feeds, recovery)
+        self.compensated = outcome.report
+        for where, reason in outcome.skipped:
+            self.skip(where, reason)
+        pruned = before.clone()
+        anatomy.cut(pruned, outcome.kept)
+        return before, pruned, outcome.kept
 
     def cut(self, whole: Model, anatomy: Anatomy, kept: Kept) -> _Cut | None:
         """Return a clone of *whole* cut to the *kept* units, None where they are all."""
@@ -213,9 +234,11 @@ class Pruner:
         statistics = None
         if needs:
             statistics = self.context.statistics(needs)
+        subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}
+        self.curves = dict(criterion.curves(subjects))
         result = {}
         for name, subject in subjects.items():
-            found = np.asarray(criterion.scores(replace(subject, statistics=statistics)), dtype=np.float64)
+            found = np.asarray(criterion.scores(subject), dtype=np.float64)
             if found.shape != (subject.size,) or not np.isfinite(found).all() or (found < 0).any():
                 raise PassFailed(
                     f"the criterion {self.options.criterion!r} gave numbers of shape {list(found.shape)},"
@@ -253,7 +276,14 @@ class Pruner:
             return None
         scores = self.scores(anatomy, chosen)
         candidates = [
-            Candidate(name, scores[name], ordered(scores[name]), anatomy.width(name), anatomy.readers(name))
+            Candidate(
+                name,
+                scores[name],
+                ordered(scores[name]),
+                anatomy.width(name),
+                anatomy.readers(name),
+                self.curves.get(name),
+            )
             for name in chosen
         ]
         ranks = {each.name: np.argsort(each.order).astype(np.intp) for each in candidates}
@@ -415,6 +445,8 @@ class Pruner:
         }
         if self.notes:
             extra["notes"] = list(self.notes)
+        if self.compensated:
+            extra["recovery"] = self.compensated
         counts = {"families_cut": len(self.families), **dict(self.removed)} if self.families else {}
         return Report(changed=bool(self.families), counts=counts, skipped=tuple(self.skipped), extra=extra)
 

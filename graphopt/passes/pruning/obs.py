@@ -1,0 +1,190 @@
+"""The criterion obs: what the model loses where all that reads a unit makes up for it as well as it can.
+
+Of every linear operator that reads a family the least squares problem is known from the second moments of
+what it reads: its own outputs are the targets. Units are taken one by one, each time the one whose loss is
+least after all others have moved to where they are best (graphopt.recover.selection).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.ir.rewrite import is_op
+from graphopt.ir.tensors import constant_of
+from graphopt.passes.pruning.criteria import ProductOfNorms
+from graphopt.passes.pruning.criterion import Criterion, Subject
+from graphopt.passes.pruning.readers import Reader, reader_of
+from graphopt.recover.linear import linear_of
+from graphopt.recover.moments import Moments
+from graphopt.recover.selection import Problem, trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+    import onnx_ir as oir
+
+    from graphopt.calibrate.needs import Needs
+    from graphopt.calibrate.statistics import Statistics
+    from graphopt.recover.selection import Trajectory
+
+    Floats = npt.NDArray[np.float64]
+
+_STREAM = "(stream)"
+_LONGEST_CHAIN = 64
+
+
+class Obs(Criterion):
+    """Increase of the error of all readers, with their weights refitted (block-OBS); needs data."""
+
+    def needs(self, subject: Subject) -> Needs:
+        """Return the second moments of what the readers of the family read."""
+        from graphopt.calibrate.needs import Needs
+
+        return Needs(grams=frozenset(reader.linear.rows for reader in _readers(subject)))
+
+    def scores(self, subject: Subject) -> Floats:
+        """Return what each unit adds to the loss at its turn: their order is that of the trajectory."""
+        found = self._trajectory(subject, _moments(subject), {})
+        if found is None:
+            return ProductOfNorms().scores(subject)
+        return _as_scores(found, subject.size)
+
+    def curves(self, subjects: Mapping[str, Subject]) -> dict[str, Floats]:
+        """Return losses by number of kept units, all in the unit of an error of the stream.
+
+        An error of what is added to a stream is an error of the stream, whoever made it. An output that goes
+        through one branch into a stream is worth what the branch puts in: a share of its variance. Any other
+        output is worth the most of these; in a model without streams all are relative to their variance.
+        """
+        moments = {name: _moments(subject) for name, subject in subjects.items()}
+        variances = {one.reader.output: one.variance for found in moments.values() for one in found}
+        streams = {
+            one.reader.output: one.variance
+            for found in moments.values()
+            for one in found
+            if one.variance > 0 and _place(one.reader.linear.node) == _STREAM
+        }
+        unit = float(np.exp(np.mean(np.log(list(streams.values()))))) if streams else 1.0
+        most = max(streams.values(), default=unit)
+        scales = {}
+        for found in moments.values():
+            for one in found:
+                output, variance = one.reader.output, variances[one.reader.output]
+                worth = variance if output in streams else streams.get(_place(one.reader.linear.node), most)
+                scales[output] = worth / unit / variance if variance > 0 else 0.0
+        curves = {}
+        for name, subject in subjects.items():
+            path = self._trajectory(subject, moments[name], scales)
+            if path is None:
+                share = np.sort(ProductOfNorms().scores(subject))[::-1]
+                total = float(share.sum()) or 1.0
+                curves[name] = 1.0 - np.concatenate([[0.0], np.cumsum(share)]) / total
+                continue
+            losses = np.zeros(subject.size + 1)
+            losses[: len(path.losses)] = path.losses
+            # The last unit never goes by itself; it costs at least what the one before did.
+            steps = np.diff(path.losses)
+            losses[len(path.losses) :] = losses[len(path.losses) - 1] + (steps[-1] if len(steps) else 1.0)
+            curves[name] = losses[::-1].copy()
+        return curves
+
+    @staticmethod
+    def _trajectory(subject: Subject, moments: list[_Seen], scales: Mapping[str, float]) -> Trajectory | None:
+        problems = []
+        for one in moments:
+            relative = 1.0 / one.variance if one.variance > 0 else 0.0
+            blocks = one.reader.blocks(subject.size)
+            weight = one.reader.linear.weight()
+            step = len(weight) // len(one.groups)
+            for group, each in enumerate(one.groups):
+                problems.append(
+                    Problem(
+                        each,
+                        blocks[group],
+                        stage=one.reader.linear.where,
+                        prior=weight[group * step : (group + 1) * step],
+                        scale=scales.get(one.reader.output, relative),
+                    )
+                )
+        return trajectory(problems, subject.size) if problems else None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A reader and the moments of each of its groups."""
+
+    reader: Reader
+    groups: tuple[Moments, ...]
+
+    @property
+    def variance(self) -> float:
+        """Sum of the variances of all that it puts out."""
+        return sum(one.target_variance for one in self.groups if one.is_finite)
+
+
+def _place(node: oir.Node) -> str:
+    """Return where the output of *node* goes: into a stream, or through a linear operator, by its output.
+
+    A stream is what is added to something that is no constant. Everything else gives "".
+    """
+    value = node.outputs[0]
+    for _ in range(_LONGEST_CHAIN):
+        users = value.consumers()
+        if any(is_op(user, "Add", "Sum") and len(_operands(user)) > 1 for user in users):
+            return _STREAM
+        if len(users) != 1:
+            return ""
+        linear = linear_of(users[0])
+        if not isinstance(linear, str) and linear.groups < linear.shape[0]:
+            return linear.output
+        value = users[0].outputs[0]
+    return ""
+
+
+def _operands(node: oir.Node) -> list[oir.Value]:
+    return [value for value in node.inputs if value is not None and constant_of(value) is None]
+
+
+def _readers(subject: Subject) -> list[Reader]:
+    found = [reader_of(contraction) for contraction in subject.contractions]
+    return [reader for reader in found if isinstance(reader, Reader)]
+
+
+def _moments(subject: Subject) -> list[_Seen]:
+    statistics: Statistics | None = subject.statistics
+    seen = []
+    for reader in _readers(subject):
+        linear = reader.linear
+        gram = None if statistics is None else statistics.grams.get(linear.rows)
+        if gram is None or not np.isfinite(gram.matrix).all() or not gram.count:
+            continue
+        weight, bias = linear.weight(), linear.bias()
+        width, step = linear.shape[1], linear.shape[0] // linear.groups
+        groups = []
+        for group in range(linear.groups):
+            columns = np.append(np.arange(group * width, (group + 1) * width), gram.size)
+            part = slice(group * step, (group + 1) * step)
+            moments = Moments.of_gram(
+                gram.count, gram.matrix[np.ix_(columns, columns)], weight[part], bias[part]
+            )
+            groups.append(moments if linear.has_bias else moments.uncentred(bias[part]))
+        seen.append(_Seen(reader, tuple(groups)))
+    return seen
+
+
+def _as_scores(found: Trajectory, size: int) -> Floats:
+    steps = np.maximum.accumulate(np.maximum(np.diff(found.losses), 0.0))
+    scores = np.zeros(size)
+    # Equal steps keep the order of the trajectory by a share that changes nothing else.
+    scale = float(steps[-1]) if len(steps) and steps[-1] > 0 else 1.0
+    for place, unit in enumerate(found.order):
+        scores[unit] = steps[place] + 1e-9 * scale * place / max(size, 1)
+    gone = set(found.order)
+    for unit in range(size):
+        if unit not in gone:
+            scores[unit] = scale * (1.0 + 1e-6)
+    return scores

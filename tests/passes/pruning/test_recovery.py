@@ -1,0 +1,354 @@
+"""criterion=obs and recover=: against closed forms on small nets, and what must never go wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from graphopt.errors import DataError
+from graphopt.ir.emit import emit
+from graphopt.passes.prune_channels import PruneChannels
+from tests.passes.harness import apply, run_feeds, session_for
+from tests.passes.pruning.scenarios import array, conv, info, model_of, relu
+
+PASS = PruneChannels()
+Feeds = list[dict[str, Any]]
+
+
+def mlp(*, bias: bool = True, hidden: int = 12, copies: int = 4) -> onnx.ModelProto:
+    """Gemm, Relu, Gemm; the last *copies* hidden units are scaled copies of the first ones."""
+    w1, b1, w2 = array(hidden, 8), array(hidden, seed=1, fan_in=4), array(hidden, 5, seed=2)
+    if copies:
+        w1[-copies:], b1[-copies:] = 2 * w1[:copies], 2 * b1[:copies]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="up", transB=1),
+        relu("h", "a"),
+        helper.make_node("Gemm", ["a", "w2", "b2"] if bias else ["a", "w2"], ["y"], name="down"),
+    ]
+    weights = {"w1": w1, "b1": b1, "w2": w2} | ({"b2": array(5, seed=3)} if bias else {})
+    return model_of(nodes, [info("x", ["n", 8])], [info("y", ["n", 5])], weights)
+
+
+def residual(blocks: int = 3, width: int = 8, inner: int = 12) -> onnx.ModelProto:
+    """A stem and residual blocks with inner widths, on 8 x 8 images."""
+    nodes, weights = [conv("x", "ws", "s", "bs"), relu("s", "r0")], {}
+    weights |= {"ws": array(width, 3, 3, 3), "bs": array(width, fan_in=9)}
+    for block in range(blocks):
+        last = f"r{block}"
+        nodes += [
+            conv(last, f"wa{block}", f"p{block}", f"ba{block}"),
+            relu(f"p{block}", f"q{block}"),
+            conv(f"q{block}", f"wb{block}", f"z{block}", f"bb{block}"),
+            helper.make_node("Add", [f"z{block}", last], [f"t{block}"], name=f"add{block}"),
+            relu(f"t{block}", f"r{block + 1}"),
+        ]
+        weights |= {
+            f"wa{block}": array(inner, width, 3, 3, seed=block),
+            f"ba{block}": array(inner, seed=block, fan_in=9),
+            f"wb{block}": array(width, inner, 3, 3, seed=block + 10),
+            f"bb{block}": array(width, seed=block + 10, fan_in=9),
+        }
+    nodes.append(conv(f"r{blocks}", "we", "y", "be"))
+    weights |= {"we": array(4, width, 3, 3, seed=5), "be": array(4, seed=5, fan_in=9)}
+    return model_of(nodes, [info("x", ["n", 3, 8, 8])], [info("y", ["n", 4, 8, 8])], weights)
+
+
+def images(count: int = 24, seed: int = 0) -> Feeds:
+    generator = np.random.default_rng(seed)
+    return [{"x": generator.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def vectors(count: int = 300, seed: int = 0) -> Feeds:
+    generator = np.random.default_rng(seed)
+    return [{"x": generator.normal(size=(1, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def error(before: Any, after: Any, feeds: Feeds) -> float:
+    one, two = session_for(before), session_for(after)
+    pairs = [(run_feeds(one, feed)["y"], run_feeds(two, feed)["y"]) for feed in feeds]
+    a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return float(np.sum((a - b) ** 2) / np.sum((a - a.mean(axis=0)) ** 2))
+
+
+# --- closed forms -------------------------------------------------------------
+
+
+def test_copies_cost_nothing_with_obs_and_least_squares() -> None:
+    model = mlp()
+    options: dict[str, Any] = {"params_ratio": 0.68, "round_to": 1, "ridge": 1e-6}
+    after, report = apply(PASS, model, data=vectors(), criterion="obs", recover="least-squares", **options)
+    # Eight of twelve units are enough for the same function: four are copies.
+    (family,) = report.extra["families"]  # type: ignore[misc]
+    assert family["kept"] == 8  # type: ignore[has-type]
+    assert error(model, after, vectors(seed=1)) < 1e-5
+    plain, _ = apply(PASS, model, criterion="l1", **options)
+    assert error(model, plain, vectors(seed=1)) > 0.05
+
+
+def test_the_refit_is_the_least_squares_solution() -> None:
+    model, feeds = mlp(copies=0), vectors()
+    after, _ = apply(
+        PASS,
+        model,
+        data=feeds,
+        params_ratio=0.6,
+        criterion="l1",
+        recover="least-squares",
+        round_to=1,
+        ridge=1e-7,
+    )
+    weights = {
+        i.name: onnx.numpy_helper.to_array(i).astype(np.float64) for i in emit(after).graph.initializer
+    }
+    x = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
+    hidden = np.maximum(x @ weights["w1"].T + weights["b1"], 0)
+    session = session_for(model)
+    y = np.concatenate([run_feeds(session, feed)["y"] for feed in feeds])
+    top = np.concatenate([hidden, np.ones((len(x), 1))], axis=1)
+    best = np.linalg.lstsq(top, y, rcond=None)[0]
+    np.testing.assert_allclose(weights["w2"], best[:-1], atol=2e-4)
+    np.testing.assert_allclose(weights["b2"], best[-1], atol=2e-4)
+
+
+def test_bias_only_moves_the_mean_and_nothing_else() -> None:
+    model, feeds = mlp(copies=0), vectors()
+    options: dict[str, Any] = {"params_ratio": 0.6, "criterion": "l1", "round_to": 1}
+    plain, _ = apply(PASS, model, **options)
+    after, report = apply(PASS, model, data=feeds, recover="bias", **options)
+    for name in ("w1", "b1", "w2"):
+        one, two = (m.graph.initializers[name].const_value for m in (plain, after))
+        assert one is not None
+        assert two is not None
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+    one_session, two_session = session_for(model), session_for(after)
+    gap = np.mean([run_feeds(one_session, f)["y"] - run_feeds(two_session, f)["y"] for f in feeds], axis=0)
+    np.testing.assert_allclose(gap, 0.0, atol=1e-5)
+    assert error(model, after, feeds) < error(model, plain, feeds)
+    recovery: Any = report.extra["recovery"]
+    assert recovery["stages"][0]["residual_after"] < recovery["stages"][0]["residual_before"]
+
+
+def test_an_operator_without_bias_gets_none() -> None:
+    model = mlp(bias=False)
+    for recover in ("bias", "least-squares"):
+        after, _ = apply(
+            PASS, model, data=vectors(), params_ratio=0.7, criterion="obs", recover=recover, round_to=1
+        )
+        assert len(after.graph.node(2).inputs) == 2
+        assert error(model, after, vectors(seed=1)) < 1.0
+
+
+# --- better and better --------------------------------------------------------
+
+
+def test_each_step_of_the_recipe_helps_on_a_residual_net() -> None:
+    model, feeds, held = residual(), images(), images(seed=1)
+
+    def loss(**options: Any) -> float:
+        after, _ = apply(PASS, model, data=feeds, macs_ratio=0.6, round_to=1, **options)
+        return error(model, after, held)
+
+    plain = loss(criterion="l1")
+    bias = loss(criterion="l1", recover="bias")
+    changed = loss(criterion="l1", recover="least-squares", refit="changed")
+    refitted = loss(criterion="l1", recover="least-squares")
+    chosen = loss(criterion="obs", recover="least-squares")
+    assert bias < plain
+    assert changed < 0.8 * bias
+    assert refitted < 1.05 * changed  # on weights without structure there is little to gain in between
+    assert chosen < 0.8 * refitted
+
+
+def test_the_report_has_every_stage_in_order() -> None:
+    _, report = apply(
+        PASS, residual(), data=images(), macs_ratio=0.6, round_to=1, criterion="obs", recover="least-squares"
+    )
+    recovery: Any = report.extra["recovery"]
+    names = [stage["where"] for stage in recovery["stages"]]
+    assert names == sorted(names, key=lambda name: [n.name for n in residual().graph.node].index(name[6:-1]))
+    assert "Conv 'conv_z0'" in names
+    assert all(stage["residual_after"] <= stage["residual_before"] + 1e-6 for stage in recovery["stages"])
+    assert recovery["effort"]["samples"] == 24
+    assert recovery["effort"]["cpu_s"] > 0
+    assert 0 < recovery["agreement"]["sqnr_db"] < 60
+
+
+def test_same_input_same_bytes() -> None:
+    options: dict[str, Any] = {
+        "macs_ratio": 0.6,
+        "round_to": 1,
+        "criterion": "obs",
+        "recover": "least-squares",
+    }
+    first, second = (
+        emit(apply(PASS, residual(), data=images(), **options)[0]).SerializeToString(deterministic=True)
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_plan_is_replayed_with_recovery(tmp_path: Any) -> None:
+    from graphopt.planfile import PlanFile, write_plan
+
+    plan = tmp_path / "plan.toml"
+    items = tuple({"family": f"wa{block}[0]", "keep": 5 + block} for block in range(3))
+    write_plan(plan, PlanFile("prune-channels", items))
+    after, report = apply(
+        PASS, residual(), data=images(), plan=str(plan), recover="least-squares", criterion="obs"
+    )
+    assert {f["name"]: f["kept"] for f in report.extra["families"]} == {  # type: ignore[attr-defined]
+        f"wa{block}[0]": 5 + block for block in range(3)
+    }
+    assert error(residual(), after, images(seed=1)) < 0.5
+
+
+# --- graphs of other kinds ----------------------------------------------------
+
+
+def concat() -> onnx.ModelProto:
+    """Two branches joined by a Concat in front of one convolution, and a grouped one behind it."""
+    nodes = [
+        conv("x", "w1", "a", "b1"),
+        conv("x", "w2", "b", "b2"),
+        relu("a", "ra"),
+        relu("b", "rb"),
+        helper.make_node("Concat", ["ra", "rb"], ["c"], axis=1),
+        conv("c", "w3", "d", "b3"),
+        relu("d", "rd"),
+        conv("rd", "w4", "y", "b4", group=2),
+    ]
+    weights = {
+        "w1": array(8, 3, 3, 3), "w2": array(8, 3, 3, 3, seed=1), "w3": array(12, 16, 3, 3),
+        "w4": array(6, 6, 3, 3), "b1": array(8, fan_in=4), "b2": array(8, seed=1, fan_in=4),
+        "b3": array(12, fan_in=4), "b4": array(6, fan_in=4),
+    }  # fmt: skip
+    return model_of(nodes, [info("x", ["n", 3, 8, 8])], [info("y", ["n", 6, 8, 8])], weights)
+
+
+def attention() -> onnx.ModelProto:
+    """One attention with four heads of four, and a MatMul with a bias behind it."""
+    shape = np.array([0, 0, 4, 4], np.int64)
+    nodes = []
+    for name in "qkv":
+        nodes += [
+            helper.make_node("MatMul", ["x", f"w{name}"], [name]),
+            helper.make_node("Reshape", [name, "split"], [f"{name}r"]),
+            helper.make_node(
+                "Transpose", [f"{name}r"], [f"{name}t"], perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+            ),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["qt", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "vt"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["back"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["back", "join"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "wo"], ["o"], name="out"),
+        helper.make_node("Add", ["o", "bo"], ["ob"]),
+        helper.make_node("Add", ["ob", "x"], ["y"]),
+    ]
+    weights: dict[str, np.ndarray] = {f"w{name}": array(16, 16, seed=ord(name)) for name in "qkvo"}
+    weights |= {"bo": array(16), "split": shape, "join": np.array([0, 0, 16], np.int64)}
+    return model_of(nodes, [info("x", ["n", 6, 16])], [info("y", ["n", 6, 16])], weights)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "obs"])
+def test_concat_and_groups(criterion: str) -> None:
+    model = concat()
+    options: dict[str, Any] = {"macs_ratio": 0.6, "round_to": 1, "criterion": criterion}
+    plain, _ = apply(PASS, model, data=images(), **options)
+    after, _ = apply(PASS, model, data=images(), recover="least-squares", **options)
+    assert error(model, after, images(seed=1)) < 0.75 * error(model, plain, images(seed=1))
+
+
+def test_heads_of_attention() -> None:
+    generator = np.random.default_rng(0)
+    feeds: Feeds = [{"x": generator.normal(size=(2, 6, 16)).astype(np.float32)} for _ in range(30)]
+    model = attention()
+    options: dict[str, Any] = {"params_ratio": 0.8, "round_to": 1, "units": ["heads"]}
+    plain, _ = apply(PASS, model, data=feeds, criterion="l1", **options)
+    after, report = apply(PASS, model, data=feeds, criterion="obs", recover="least-squares", **options)
+    assert report.counts["heads_removed"] >= 1
+    assert error(model, after, feeds) < 0.9 * error(model, plain, feeds)
+
+
+# --- bad input ----------------------------------------------------------------
+
+
+def test_without_data_it_names_the_option() -> None:
+    with pytest.raises(DataError, match="recover=least-squares fits weights to data"):
+        apply(PASS, residual(), macs_ratio=0.6, recover="least-squares")
+    with pytest.raises(DataError):
+        apply(PASS, residual(), macs_ratio=0.6, criterion="obs")
+
+
+@pytest.mark.parametrize("kind", ["few", "constant", "zero"])
+def test_poor_data_never_fail(kind: str) -> None:
+    feeds = {
+        "few": images(1),
+        "constant": [{"x": np.ones((1, 3, 8, 8), np.float32)}] * 4,
+        "zero": [{"x": np.zeros((1, 3, 8, 8), np.float32)}] * 4,
+    }[kind]
+    after, report = apply(
+        PASS, residual(), data=feeds, macs_ratio=0.6, round_to=1, criterion="obs", recover="least-squares"
+    )
+    recovery: Any = report.extra["recovery"]
+    assert np.isfinite(run_feeds(session_for(after), images(1, seed=2)[0])["y"]).all()
+    if kind == "few":
+        assert any("rows for" in note and "Conv 'conv_z0'" in note for note in recovery["warnings"])
+
+
+def test_data_that_are_not_finite_leave_the_weights() -> None:
+    feeds = images(3)
+    feeds[1]["x"][:] = np.inf
+    _, report = apply(
+        PASS, residual(), data=feeds, macs_ratio=0.6, round_to=1, criterion="l1", recover="least-squares"
+    )
+    recovery: Any = report.extra["recovery"]
+    assert any("not finite; the weights stay" in note for note in recovery["warnings"])
+
+
+def test_protected_weights_are_not_fitted() -> None:
+    model = residual()
+    after, _ = apply(
+        PASS,
+        model,
+        data=images(),
+        macs_ratio=0.7,
+        round_to=1,
+        criterion="l1",
+        recover="least-squares",
+        protect=["we", "conv_p*"],
+        best_effort=True,
+    )
+    kept = after.graph.initializers["we"].const_value
+    assert kept is not None
+    original = next(i for i in model.graph.initializer if i.name == "we")
+    np.testing.assert_array_equal(kept.numpy(), onnx.numpy_helper.to_array(original))
+
+
+def test_samples_limit_what_is_used() -> None:
+    _, report = apply(
+        PASS, residual(), data=images(), macs_ratio=0.7, criterion="l1", recover="bias", samples=5, round_to=1
+    )
+    assert report.extra["recovery"]["effort"]["samples"] == 5  # type: ignore[index]
+
+
+def test_double_models_keep_their_type() -> None:
+    model = mlp()
+    for initializer in model.graph.initializer:
+        content = onnx.numpy_helper.to_array(initializer).astype(np.float64)
+        initializer.CopyFrom(onnx.numpy_helper.from_array(content, initializer.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    feeds = [{"x": feed["x"].astype(np.float64)} for feed in vectors()]
+    after, _ = apply(
+        PASS, model, data=feeds, params_ratio=0.7, criterion="obs", recover="least-squares", round_to=1
+    )
+    tensor = after.graph.initializers["w2"].const_value
+    assert tensor is not None
+    assert tensor.numpy().dtype == np.float64
