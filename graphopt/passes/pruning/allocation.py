@@ -60,7 +60,7 @@ class Candidate:
         return len(self.scores)
 
     def losses(self) -> npt.NDArray[np.float64]:
-        """Return what keeping the first k units of the order costs, [size + 1]: readers / share, or the curve."""
+        """Return what keeping the first k units of the order costs, [size + 1]: curve, or readers / share."""
         if self.curve is not None:
             return self.curve
         scores = self.scores[self.order]

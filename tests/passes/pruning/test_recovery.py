@@ -35,8 +35,8 @@ def mlp(*, bias: bool = True, hidden: int = 12, copies: int = 4) -> onnx.ModelPr
 
 def residual(blocks: int = 3, width: int = 8, inner: int = 12) -> onnx.ModelProto:
     """A stem and residual blocks with inner widths, on 8 x 8 images."""
-    nodes, weights = [conv("x", "ws", "s", "bs"), relu("s", "r0")], {}
-    weights |= {"ws": array(width, 3, 3, 3), "bs": array(width, fan_in=9)}
+    nodes = [conv("x", "ws", "s", "bs"), relu("s", "r0")]
+    weights: dict[str, np.ndarray] = {"ws": array(width, 3, 3, 3), "bs": array(width, fan_in=9)}
     for block in range(blocks):
         last = f"r{block}"
         nodes += [
@@ -195,7 +195,7 @@ def test_a_plan_is_replayed_with_recovery(tmp_path: Any) -> None:
     from graphopt.planfile import PlanFile, write_plan
 
     plan = tmp_path / "plan.toml"
-    items = tuple({"family": f"wa{block}[0]", "keep": 5 + block} for block in range(3))
+    items: tuple[Any, ...] = tuple({"family": f"wa{block}[0]", "keep": 5 + block} for block in range(3))
     write_plan(plan, PlanFile("prune-channels", items))
     after, report = apply(
         PASS, residual(), data=images(), plan=str(plan), recover="least-squares", criterion="obs"
