@@ -21,6 +21,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
         "decompress-weights": "graphopt.passes.decompress_weights:DecompressWeights",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
+        "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
         "factorize-lowrank": "graphopt.passes.factorize_lowrank:FactorizeLowrank",
         "graphsurgeon-script": "graphopt.passes.graphsurgeon_script:GraphsurgeonScript",
     }

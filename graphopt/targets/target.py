@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from graphopt.targets.channels import ChannelRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.low_rank import LowRankRules  # noqa: TC001 - pydantic resolves it
+from graphopt.targets.weight_only import DynamicRules, WeightOnlyRules  # noqa: TC001 - pydantic resolves it
 
 
 class RuntimeLimits(BaseModel):
@@ -45,6 +46,8 @@ class Target(BaseModel):
             known.
         channels: What numbers of channels pay; None where that is not known.
         low_rank: When a factorised weight is worth it; None where that is not known.
+        weight_only: When weights stored as codes are computed with; None where that is not known.
+        dynamic: Which operators pay with activations quantised as they come; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +61,8 @@ class Target(BaseModel):
     dequantize: DequantizeRules | None = None
     channels: ChannelRules | None = None
     low_rank: LowRankRules | None = None
+    weight_only: WeightOnlyRules | None = None
+    dynamic: DynamicRules | None = None
 
     @field_validator("sources")
     @classmethod
@@ -78,7 +83,7 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _every_rule_has_a_source(self) -> Self:
-        for table in ("dequantize", "channels", "low_rank"):
+        for table in ("dequantize", "channels", "low_rank", "weight_only", "dynamic"):
             if getattr(self, table) is not None and table not in self.sources:
                 raise ValueError(f"sources.{table} must say where its rules come from")
         if stray := [name for name in self.unmeasured if name not in self.sources]:

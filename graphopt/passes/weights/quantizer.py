@@ -1,0 +1,287 @@
+"""The work of quantize-weights: choose a form for each weight, make its codes, put them in their place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from graphopt.api import Report
+from graphopt.errors import UnsupportedModelError
+from graphopt.ir.rewrite import is_op
+from graphopt.ir.semantics import WeightRole
+from graphopt.ir.stream import is_finite
+from graphopt.passes.weights import places, recipes
+from graphopt.passes.weights.grid import Grid
+from graphopt.passes.weights.unpack import Unpacker, replace_clamp
+from graphopt.targets.target import release_key
+
+if TYPE_CHECKING:
+    from graphopt.api import Context
+    from graphopt.ir import Model
+    from graphopt.passes.weights.places import Weight
+    from graphopt.targets.weight_only import WeightOnlyRules
+
+_BLOCK = 128
+_OPSETS = {"axis": 13, "int4": 21, "block": 21, "int2": 25}
+_IR_VERSIONS = {4: 10, 2: 13}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of quantize-weights."""
+
+    bits: Literal[8, 4, 2]
+    block_size: int | None
+    symmetric: bool
+    clip: Literal["none", "mse"]
+    refine: Literal["none", "hqq"]
+    form: Literal["auto", "dequantize", "folded", "matmulnbits"]
+    embeddings: Literal["gather", "folded", "keep"]
+    min_elements: int
+    keep: tuple[str, ...]
+    runtime: str | None
+
+
+class Quantizer:
+    """One run over one model."""
+
+    def __init__(self, model: Model, settings: Settings, context: Context) -> None:
+        self._model = model
+        self._settings = settings
+        self._context = context
+        self._rules = context.target.weight_only
+        self._grid = Grid(settings.bits, settings.symmetric, settings.clip, settings.refine)
+        self._counts: Counter[str] = Counter()
+        self._skipped: list[tuple[str, str]] = []
+        self._notes: list[dict[str, object]] = []
+
+    def run(self) -> Report:
+        """Quantise every weight that can be; see quantize_weights."""
+        found = places.weights(
+            self._model, self._skipped, min_elements=self._settings.min_elements, keep=self._settings.keep
+        )
+        if found:
+            self._check_opset()
+        for done, weight in enumerate(found):
+            self._context.progress(done, len(found))
+            if not is_finite(weight.tensor):
+                self._skipped.append((weight.name, "it holds NaN or infinities"))
+                continue
+            self._quantize(weight)
+        if self._counts:
+            needed = _IR_VERSIONS.get(self._settings.bits, 0)
+            self._model.store.ir_version = max(self._model.ir_version, needed)
+        return Report(
+            changed=bool(self._counts),
+            counts=dict(sorted(self._counts.items())),
+            skipped=tuple(self._skipped),
+            extra={"weights": self._notes} if self._notes else {},
+        )
+
+    def _check_opset(self) -> None:
+        """Refuse a model whose opset lacks the type of the codes, before anything is changed.
+
+        Raises:
+            UnsupportedModelError: It is too low.
+        """
+        settings, opset = self._settings, self._model.opset
+        needed, what = 0, ""
+        if settings.bits < 8 and settings.form != "matmulnbits":
+            needed, what = _OPSETS[f"int{settings.bits}"], f"codes of {settings.bits} bits need"
+        elif settings.block_size is not None and settings.form in {"auto", "dequantize"}:
+            needed, what = _OPSETS["block"], "DequantizeLinear in blocks needs"
+        elif settings.form == "dequantize":
+            needed, what = _OPSETS["axis"], "DequantizeLinear with a scale a channel needs"
+        if opset < needed:
+            raise UnsupportedModelError(
+                f"{what} opset {needed}, the model is of opset {opset}",
+                where="quantize-weights",
+                hint=f"Put upgrade-opset{{to={needed}}} before it.",
+            )
+        limit = max(limits.max_opset for limits in self._context.target.runtime_limits)
+        if needed > limit:
+            raise UnsupportedModelError(
+                f"{what} opset {needed}, and target {self._context.target.name} loads at most {limit}",
+                where="quantize-weights",
+                hint="Ask for more bits, or for another target.",
+            )
+
+    def _quantize(self, weight: Weight) -> None:
+        settings = self._settings
+        is_table = any(use.role is WeightRole.TABLE for use in weight.uses)
+        if is_table and settings.embeddings == "keep":
+            self._skipped.append((weight.name, "embeddings=keep"))
+            return
+        if settings.form == "folded":
+            self._folded(weight)
+        elif (
+            places.gathers_rows(weight) and settings.embeddings == "gather" and settings.form != "dequantize"
+        ):
+            self._gathered(weight)
+        else:
+            layouts = [
+                places.product_layout(weight, use, self._rules.ops if self._rules else ("MatMul", "Gemm"))
+                for use in weight.uses
+            ]
+            plain = [layout for layout in layouts if not isinstance(layout, str)]
+            others = len(weight.value.uses()) - len(weight.uses)
+            same = len(plain) == len(layouts) and len(set(plain)) == 1 and not others
+            if settings.form == "dequantize":
+                self._dequantized(weight, plain[0] if same else None)
+            elif not same:
+                reason = next((layout for layout in layouts if isinstance(layout, str)), "its readers differ")
+                self._folded(weight, reason)
+            elif settings.form == "matmulnbits":
+                self._nbits(weight, plain[0])
+            else:
+                reason = self._why_not_fused(weight, plain[0])
+                if reason:
+                    self._folded(weight, reason)
+                else:
+                    self._fused(weight, plain[0])
+
+    def _why_not_fused(self, weight: Weight, layout: tuple[int, int, bool]) -> str:
+        """Return why DequantizeLinear in front of a product would not pay; "" where it does."""
+        rules = self._rules
+        if rules is None:
+            return ""  # nothing is known against it, and the form is plain ONNX
+        release = self._settings.runtime or _installed()
+        if release_key(release) < release_key(rules.fused_since):
+            return f"onnxruntime {release} does not fuse it; {rules.fused_since} does"
+        if any(places.is_quantised_behind(use.node) for use in weight.uses):
+            return "what it gives is quantised again"
+        rows, columns, _ = layout
+        least = rules.min_elements_8bit if self._settings.bits == 8 else rules.min_elements_4bit
+        if rows * columns < least:
+            found, target = rows * columns, self._context.target.name
+            return f"{found} elements are no faster as codes on {target}; from {least} on they are"
+        if self._model.opset < _OPSETS["axis"]:
+            return f"DequantizeLinear with a scale a channel needs opset {_OPSETS['axis']}"
+        return self._blocked(rules, weight)
+
+    @staticmethod
+    def _blocked(rules: WeightOnlyRules, weight: Weight) -> str:
+        for use in weight.uses:
+            after = places.behind(use.node)
+            if after is not None and after.op_type in rules.replace_behind and after.domain:
+                return f"{after.op_type} of another domain stands behind"
+        return ""
+
+    def _block(self) -> int:
+        """Return the block size of products; 0 for one scale a column."""
+        settings = self._settings
+        return settings.block_size or (0 if settings.bits == 8 else _BLOCK)
+
+    def _product_codes(self, weight: Weight, layout: tuple[int, int, bool]) -> tuple[recipes.Codes, int]:
+        rows, columns, turned = layout
+        block = self._block()
+        if not block or block >= rows:
+            return recipes.by_column(weight.tensor, rows, columns, self._grid, turned=turned), 0
+        return recipes.by_columns(weight.tensor, rows, columns, self._grid, block, turned=turned), block
+
+    def _fused(self, weight: Weight, layout: tuple[int, int, bool]) -> None:
+        codes, block = self._product_codes(weight, layout)
+        unpacker = Unpacker(self._model, weight)
+        replaced = self._rules.replace_behind if self._rules is not None else ()
+        for use in weight.uses:
+            after = places.behind(use.node)
+            if after is not None and is_op(after, *replaced) and replace_clamp(self._model, after):
+                self._counts["activations_rewritten"] += 1
+            unpacker.dequantize(codes, use, axis=0 if block else 1, block=block, turned=layout[2])
+        self._done(unpacker, weight, codes, "fused")
+
+    def _nbits(self, weight: Weight, layout: tuple[int, int, bool]) -> None:
+        rows, columns, turned = layout
+        block = self._settings.block_size or _BLOCK
+        codes = recipes.for_nbits(weight.tensor, rows, columns, self._grid, block, turned=turned)
+        unpacker = Unpacker(self._model, weight)
+        for use in weight.uses:
+            unpacker.nbits(codes, use, rows=rows, columns=columns, bits=self._settings.bits, block=block)
+        self._done(unpacker, weight, codes, "matmulnbits")
+
+    def _gathered(self, weight: Weight) -> None:
+        lines, length = weight.dims
+        grid = replace(self._grid, bits=8)
+        codes = recipes.by_lines(weight.tensor, lines, length, grid, length, weight.dims, (lines, 1))
+        unpacker = Unpacker(self._model, weight)
+        for use in weight.uses:
+            unpacker.gather(codes, use)
+        self._done(unpacker, weight, codes, "gathered")
+
+    def _dequantized(self, weight: Weight, layout: tuple[int, int, bool] | None) -> None:
+        """DequantizeLinear wherever the weight stands, whether the runtime fuses it or not."""
+        unpacker = Unpacker(self._model, weight)
+        if layout is not None:
+            codes, block = self._product_codes(weight, layout)
+            for use in weight.uses:
+                unpacker.dequantize(codes, use, axis=0 if block else 1, block=block, turned=layout[2])
+        else:
+            first, rest = weight.dims[0], weight.size // weight.dims[0]
+            codes = recipes.by_lines(weight.tensor, first, rest, self._grid, rest, weight.dims, (first,))
+            for node, index in list(weight.value.uses()):
+                unpacker.dequantize(
+                    codes, places.Use(node, index, WeightRole.WEIGHT), axis=0, block=0, turned=False
+                )
+        self._done(unpacker, weight, codes, "dequantized")
+
+    def _folded(self, weight: Weight, reason: str = "") -> None:
+        pays = self._rules is not None and self._rules.folds_casts
+        if not pays and self._settings.form == "auto":
+            why = reason or "it would be unpacked in every run"
+            self._skipped.append((weight.name, f"no form pays on {self._context.target.name}: {why}"))
+            return
+        unpacker = Unpacker(self._model, weight)
+        codes = self._folded_codes(weight)
+        unpacker.folded(codes, weight.dims)
+        self._done(unpacker, weight, codes, "folded", reason)
+
+    def _folded_codes(self, weight: Weight) -> recipes.Codes:
+        dims, block = weight.dims, self._block()
+        is_product = len(dims) == 2 and all(is_op(use.node, "MatMul", "Gemm") for use in weight.uses)
+        turned = is_product and any(
+            use.node.op_type == "Gemm" and use.node.attributes.get_int("transB", 0) for use in weight.uses
+        )
+        if is_product and not turned:
+            rows, columns = dims
+            if not block or rows % block:
+                return recipes.by_column(weight.tensor, rows, columns, self._grid, scale_dims=(1, columns))
+            return recipes.by_columns(weight.tensor, rows, columns, self._grid, block, apart=True)
+        # Lines run along the last dim where the others are outputs (LSTM), else they are channels.
+        stacked = any(
+            use.role is WeightRole.RECURRENT_WEIGHT or use.node.op_type in _STACKED for use in weight.uses
+        )
+        kept = len(dims) - 1 if stacked else 1
+        lines, length = math.prod(dims[:kept]), math.prod(dims[kept:])
+        if block and length % block == 0 and length > block:
+            groups = length // block
+            return recipes.by_lines(
+                weight.tensor, lines, length, self._grid, block, (lines, groups, block), (lines, groups, 1)
+            )
+        scale_dims = (*dims[:kept], *(1 for _ in dims[kept:]))
+        return recipes.by_lines(weight.tensor, lines, length, self._grid, length, dims, scale_dims)
+
+    def _done(
+        self, unpacker: Unpacker, weight: Weight, codes: recipes.Codes, form: str, reason: str = ""
+    ) -> None:
+        unpacker.drop()
+        self._counts[form] += 1
+        stored = sum(tensor.nbytes for tensor in (codes.codes, codes.scale, codes.zero) if tensor is not None)
+        note: dict[str, object] = {
+            "name": weight.name,
+            "form": form,
+            "bytes_before": weight.tensor.nbytes,
+            "bytes_after": stored,
+        }
+        if reason:
+            note["reason"] = f"not fused: {reason}"
+        self._notes.append(note)
+
+
+_STACKED = frozenset({"LSTM", "GRU", "RNN"})
+
+
+def _installed() -> str:
+    return importlib.metadata.version("onnxruntime")

@@ -1,0 +1,266 @@
+"""Recipes that turn a stored weight into codes and scales, block by block; see graphopt.ir.stream.
+
+Two layouts. ``columns``: a matrix [rows, columns] whose groups run down the rows, one scale a group and
+column, as DequantizeLinear in front of MatMul wants it; ``turned`` reads it from its transpose. ``lines``:
+each row has its own groups, as a convolution, a table or MatMulNBits wants it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as oir
+
+from graphopt.ir.stream import Block, Matrix, Part, Recipe, produce, scan
+from graphopt.ir.tensors import from_array, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graphopt.ir.tensors import Array
+    from graphopt.passes.weights.grid import Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A weight as codes.
+
+    Attributes:
+        codes: The codes.
+        scale: float32.
+        zero: Zero points of the type of the codes, or None.
+    """
+
+    codes: oir.TensorProtocol
+    scale: oir.TensorProtocol
+    zero: oir.TensorProtocol | None
+
+
+def by_columns(
+    tensor: oir.TensorProtocol,
+    rows: int,
+    columns: int,
+    grid: Grid,
+    block: int,
+    *,
+    turned: bool = False,
+    apart: bool = False,
+) -> Codes:
+    """Return [rows, columns] codes with a scale for every *block* rows of a column.
+
+    Args:
+        tensor: [rows, columns], or [columns, rows] where *turned*.
+        rows: Length of what is contracted.
+        columns: Number of outputs.
+        grid: How to round.
+        block: Rows that share a scale.
+        turned: Whether the tensor is the transpose.
+        apart: Give the groups, which must be whole, a dim of their own: codes [groups, block, columns] and
+            scales [groups, 1, columns].
+    """
+    groups = -(-rows // block)
+    dims = (groups, block, columns) if apart else (rows, columns)
+    scale_dims = (groups, 1, columns) if apart else (groups, columns)
+    # Zero points of several groups may share a byte.
+    multiple = block * (1 if grid.symmetric else 8 // grid.bits)
+    matrix = (
+        Matrix(tensor, columns, rows, axis=1, multiple=multiple)
+        if turned
+        else Matrix(tensor, rows, columns, multiple=multiple)
+    )
+
+    def transform(piece: Block) -> Sequence[Array]:
+        data = _as_rows(piece, turned=turned)
+        folded = _padded(data, block).reshape(-1, block, columns)
+        scale, zero = grid.fit(folded)
+        codes = grid.encode(folded, scale, zero, _work(piece, folded))
+        flat = codes.reshape(-1, columns)[: len(data)]
+        return _parts(grid, flat, scale, zero)
+
+    unit = multiple * columns * grid.bits // 8
+    parts = [
+        Part(grid.dtype, dims, unit),
+        Part(oir.DataType.FLOAT, scale_dims, multiple // block * columns * 4),
+    ]
+    if not grid.symmetric:
+        parts.append(Part(grid.dtype, scale_dims, multiple // block * columns * grid.bits // 8))
+    return _codes(Recipe(matrix, tuple(parts), transform))
+
+
+def by_column(
+    tensor: oir.TensorProtocol,
+    rows: int,
+    columns: int,
+    grid: Grid,
+    *,
+    turned: bool = False,
+    scale_dims: tuple[int, ...] | None = None,
+) -> Codes:
+    """Return [rows, columns] codes with one scale a column; the scales, [columns], are computed now."""
+    if turned or not grid.is_plain:
+        matrix = Matrix(tensor, columns, rows) if turned else Matrix(tensor, rows, columns, axis=1)
+
+        def fit(piece: Block) -> tuple[Array, Array | None]:
+            data = piece.as_float32()
+            scale, zero = grid.fit(data[:, :, None] if turned else data[None])
+            return scale.reshape(-1), None if zero is None else zero.reshape(-1)
+
+        found = scan(matrix, fit)
+        scale = np.concatenate([part for part, _ in found])
+        zeros = [part for _, part in found if part is not None]
+        zero = np.concatenate(zeros) if zeros else None
+    else:
+        extremes = scan(
+            Matrix(tensor, rows, columns),
+            lambda piece: (piece.as_float32().min(axis=0), piece.as_float32().max(axis=0)),
+        )
+        least = np.min([low for low, _ in extremes], axis=0)
+        most = np.max([high for _, high in extremes], axis=0)
+        scale, zero = grid.span(least, most)
+    # Columns of 4-bit codes may share a byte across rows.
+    multiple = 8 // grid.bits
+    matrix = (
+        Matrix(tensor, columns, rows, axis=1, multiple=multiple)
+        if turned
+        else Matrix(tensor, rows, columns, multiple=multiple)
+    )
+
+    def transform(piece: Block) -> Sequence[Array]:
+        data = _as_rows(piece, turned=turned)[None]
+        codes = grid.encode(data, scale[None], None if zero is None else zero[None], _work(piece, data))
+        return (_stored(codes, grid.bits),)
+
+    (codes,) = produce(
+        Recipe(matrix, (Part(grid.dtype, (rows, columns), multiple * columns * grid.bits // 8),), transform),
+        ("codes",),
+    )
+    shape = (columns,) if scale_dims is None else scale_dims
+    return Codes(
+        codes,
+        from_array(scale.reshape(shape)),
+        None if zero is None else stored_zero(zero.reshape(shape), grid),
+    )
+
+
+def by_lines(
+    tensor: oir.TensorProtocol,
+    lines: int,
+    length: int,
+    grid: Grid,
+    block: int,
+    dims: tuple[int, ...],
+    scale_dims: tuple[int, ...],
+) -> Codes:
+    """Return codes of a tensor seen as [lines, length], with a scale for every *block* elements of a line.
+
+    Args:
+        tensor: ``lines * length`` elements.
+        lines: Number of lines.
+        length: Elements of a line, a multiple of *block*.
+        grid: How to round.
+        block: Elements that share a scale.
+        dims: Shape of the codes.
+        scale_dims: Shape of scales and zero points.
+    """
+    groups = length // block
+    multiple = math.lcm(
+        8 // grid.bits // math.gcd(8 // grid.bits, length),
+        1 if grid.symmetric else 8 // grid.bits // math.gcd(8 // grid.bits, groups),
+    )
+
+    def transform(piece: Block) -> Sequence[Array]:
+        folded = piece.as_float32().reshape(-1, block, 1)
+        scale, zero = grid.fit(folded)
+        return _parts(grid, grid.encode(folded, scale, zero, _work(piece, folded)), scale, zero)
+
+    parts = [
+        Part(grid.dtype, dims, multiple * length * grid.bits // 8),
+        Part(oir.DataType.FLOAT, scale_dims, multiple * groups * 4),
+    ]
+    if not grid.symmetric:
+        parts.append(Part(grid.dtype, scale_dims, multiple * groups * grid.bits // 8))
+    return _codes(Recipe(Matrix(tensor, lines, length, multiple=multiple), tuple(parts), transform))
+
+
+def for_nbits(
+    tensor: oir.TensorProtocol, rows: int, columns: int, grid: Grid, block: int, *, turned: bool = False
+) -> Codes:
+    """Return the inputs of com.microsoft.MatMulNBits.
+
+    Codes are bytes [columns, groups, bytes of a block], scales [columns, groups]. Zero points are bytes too,
+    [columns, groups * bits / 8]; without them the middle code is zero.
+    """
+    groups = -(-rows // block)
+    per_byte = 8 // grid.bits
+    matrix = Matrix(tensor, columns, rows) if turned else Matrix(tensor, rows, columns, axis=1)
+    middle = 1 << (grid.bits - 1)
+
+    def transform(piece: Block) -> Sequence[Array]:
+        data = piece.as_float32()
+        lines = data if turned else np.ascontiguousarray(data.T)
+        padded = np.pad(lines, ((0, 0), (0, groups * block - rows)))
+        folded = padded.reshape(-1, block, 1)
+        scale, zero = grid.fit(folded)
+        codes = grid.encode(folded, scale, zero)
+        unsigned = codes.astype(np.int16) + middle if grid.symmetric else codes
+        made = [_stored(unsigned.astype(np.uint8), grid.bits), scale]
+        if zero is not None:
+            per_line = zero.reshape(len(lines), groups)
+            filled = np.pad(per_line, ((0, 0), (0, -groups % per_byte)))
+            made.append(_stored(filled, grid.bits))
+        return made
+
+    size = block * grid.bits // 8
+    parts = [
+        Part(oir.DataType.UINT8, (columns, groups, size), groups * size),
+        Part(oir.DataType.FLOAT, (columns, groups), groups * 4),
+    ]
+    if not grid.symmetric:
+        width = -(-groups // per_byte)
+        parts.append(Part(oir.DataType.UINT8, (columns, width), width))
+    return _codes(Recipe(matrix, tuple(parts), transform))
+
+
+def stored_zero(zero: Array, grid: Grid) -> oir.TensorProtocol:
+    """Return zero points as a tensor of the type of the codes."""
+    dims = oir.Shape(zero.shape)
+    if grid.bits == 8:
+        return from_array(zero)
+    return oir.PackedTensor(pack(zero, grid.bits), grid.dtype, shape=dims)
+
+
+def _codes(recipe: Recipe) -> Codes:
+    made = produce(recipe, ("codes", "scale", "zero")[: len(recipe.parts)])
+    return Codes(made[0], made[1], made[2] if len(made) > 2 else None)
+
+
+def _parts(grid: Grid, codes: Array, scale: Array, zero: Array | None) -> list[Array]:
+    made = [_stored(codes, grid.bits), scale]
+    if zero is not None:
+        made.append(_stored(zero, grid.bits))
+    return made
+
+
+def _stored(codes: Array, bits: int) -> Array:
+    return codes if bits == 8 else pack(codes, bits)
+
+
+def _as_rows(piece: Block, *, turned: bool) -> Array:
+    data = piece.as_float32()
+    if not turned:
+        return data
+    copy = piece.scratch.array("turned", data.shape[::-1], np.float32)
+    copy[...] = data.T
+    return copy
+
+
+def _padded(data: Array, block: int) -> Array:
+    missing = -len(data) % block
+    return np.pad(data, ((0, missing), (0, 0))) if missing else data
+
+
+def _work(piece: Block, like: Array) -> Array:
+    return piece.scratch.array("work", like.shape, np.float32)

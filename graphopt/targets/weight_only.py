@@ -1,0 +1,47 @@
+"""When a target computes with weights that are stored as codes, and when that pays."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WeightOnlyRules(BaseModel):
+    """Where DequantizeLinear in front of a matrix product is a kernel of its own, and from which size on.
+
+    Attributes:
+        fused_since: First release of the runtime that fuses DequantizeLinear and MatMul.
+        ops: Operators it is fused with.
+        min_elements_8bit: Elements of the smallest weight for which codes of 8 bits are faster than floats.
+        min_elements_4bit: The same for codes of 4 and 2 bits, at any number of rows.
+        replace_behind: Operators that must not stand right behind; each has a stand-in (Relu: Max).
+        folds_casts: Whether the runtime computes Cast and Mul of constants once, when it loads the model: a
+            weight stored so costs no time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fused_since: str = Field(pattern=r"^\d+\.\d+$")
+    ops: tuple[str, ...]
+    min_elements_8bit: int = Field(ge=1)
+    min_elements_4bit: int = Field(ge=1)
+    replace_behind: tuple[str, ...] = ()
+    folds_casts: bool = False
+
+
+class DynamicRules(BaseModel):
+    """Which operators are faster with weights of 8 bits and activations quantised as they come.
+
+    Attributes:
+        ops: Operators that pay.
+        min_elements: Elements of the smallest weight that pays.
+        never: Operators that are slower, with the factor of speed that was measured.
+        slow_add: Whether an Add in front of a LayerNormalization is fused into a slow kernel, which a Sum is
+            not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ops: tuple[str, ...]
+    min_elements: int = Field(ge=1)
+    never: dict[str, float] = Field(default_factory=dict)
+    slow_add: bool = False
