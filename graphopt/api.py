@@ -167,6 +167,11 @@ class Context:
         return self._calibration.get(self._bound(), needs)
 
     @property
+    def replays(self) -> bool:
+        """Whether the run was given measurements to answer from."""
+        return self._measurements is not None and bool(self._measurements.replay)
+
+    @property
     def can_measure(self) -> bool:
         """Whether :meth:`latency` can answer: the target's provider and a feed are here, or a record."""
         return self._measurements is not None and self._measurements.can_measure(self._bound())

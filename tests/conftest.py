@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Statistics of one test must not answer another, nor be left in the home of who runs the tests.
+os.environ["GRAPHOPT_CACHE"] = "off"
+
 
 @pytest.fixture(scope="session")
 def assets() -> Path:

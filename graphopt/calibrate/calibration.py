@@ -95,6 +95,11 @@ class Calibration:
         self._provider = provider
         self._progress = progress
 
+    @property
+    def held(self) -> Statistics | None:
+        """What is held about the model as it is now; None where that is nothing."""
+        return self._held if self._held.held else None
+
     def has(self, needs: Needs) -> bool:
         """Return whether :meth:`get` can answer: all is held, or there is data to collect it from."""
         return self.data is not None or not self._held.missing(needs)

@@ -46,6 +46,15 @@ OutText = Annotated[
 ]
 
 
+def statistics_cache() -> Path | None:
+    """Return the folder of statistics kept between runs: $GRAPHOPT_CACHE, "off" for none."""
+    text = os.environ.get("GRAPHOPT_CACHE", "")
+    if text == "off":
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(text) if text else home / "graphopt") / "statistics"
+
+
 def parse_out(text: str) -> Path:
     """Return the path of an output file.
 

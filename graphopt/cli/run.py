@@ -22,6 +22,7 @@ from graphopt.cli.options import (
     SeedOption,
     parse_dims,
     parse_out,
+    statistics_cache,
 )
 from graphopt.cli.output import Output, Told
 from graphopt.errors import GraphoptError, OptionError, PathError, ProviderError
@@ -62,6 +63,14 @@ def run(
     ] = None,
     data: DataOption = None,
     samples: SamplesOption = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option("--statistics", metavar="FILE", help="Statistics of MODEL, as calibrate writes them."),
+    ] = None,
+    measurements: Annotated[
+        Path | None,
+        typer.Option("--measurements", metavar="FILE", help="Take latencies from this report.json."),
+    ] = None,
     target: Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for.")] = "ort-cpu",
     ep: ProviderOption = None,
     dim: DimOption = None,
@@ -101,6 +110,9 @@ def run(
             on_error=on_error,
             isolate=isolate,
             local_plugins=local_plugins,
+            statistics=statistics,
+            measurements=measurements,
+            cache=statistics_cache(),
             reproducer=_reproducer_folder(parse_out(out), folder),
         )
 
@@ -130,6 +142,8 @@ def replay(
         on_error=_on_error(found.on_error),
         isolate=found.isolate,
         local_plugins=found.local_plugins,
+        statistics=found.statistics,
+        measurements=found.measurements,
         validate=True,
         command="replay",
     )

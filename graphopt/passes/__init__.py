@@ -19,6 +19,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "fuse-batchnorm": "graphopt.passes.fuse_batchnorm:FuseBatchnorm",
         "infer-shapes": "graphopt.passes.infer_shapes:InferShapes",
         "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
+        "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
         "decompress-weights": "graphopt.passes.decompress_weights:DecompressWeights",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",

@@ -34,6 +34,7 @@ class Canonicalize(Pass):
     info: ClassVar[PassInfo] = PassInfo(
         name="canonicalize",
         summary="Turn Constant nodes into initializers and drop or merge nodes that change nothing.",
+        preserves=frozenset({"statistics"}),
     )
 
     class Options(PassOptions):

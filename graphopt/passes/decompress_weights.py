@@ -23,6 +23,7 @@ class DecompressWeights(Pass):
     info = PassInfo(
         name="decompress-weights",
         summary="Turn stored codes into float weights where the target does not fuse their DequantizeLinear.",
+        preserves=frozenset({"statistics"}),
     )
 
     class Options(PassOptions):

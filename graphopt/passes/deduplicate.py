@@ -31,7 +31,7 @@ class Deduplicate(Pass):
     info: ClassVar[PassInfo] = PassInfo(
         name="deduplicate",
         summary="Merge equal initializers and nodes that compute the same.",
-        preserves=frozenset({"shapes"}),
+        preserves=frozenset({"shapes", "statistics"}),
     )
 
     class Options(PassOptions):

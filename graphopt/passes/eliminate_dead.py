@@ -34,7 +34,7 @@ class EliminateDead(Pass):
     info: ClassVar[PassInfo] = PassInfo(
         name="eliminate-dead",
         summary="Remove nodes, initializers, functions and outputs that no output of the model needs.",
-        preserves=frozenset({"shapes"}),
+        preserves=frozenset({"shapes", "statistics"}),
     )
 
     class Options(PassOptions):

@@ -23,6 +23,7 @@ class FoldConstants(Pass):
     info = PassInfo(
         name="fold-constants",
         summary="Compute constant nodes and known shapes once, without making the file larger.",
+        preserves=frozenset({"statistics"}),
     )
 
     class Options(PassOptions):

@@ -24,6 +24,7 @@ class FuseBatchnorm(Pass):
     info = PassInfo(
         name="fuse-batchnorm",
         summary="Fold BatchNormalization and per-channel arithmetic into the weights in front of them.",
+        preserves=frozenset({"statistics"}),
     )
 
     class Options(PassOptions):

@@ -36,7 +36,7 @@ class InferShapes(Pass):
         name="infer-shapes",
         summary="Write inferred element types and shapes into the model.",
         provides=frozenset({"shapes"}),
-        preserves=frozenset({"shapes", "cost"}),
+        preserves=frozenset({"shapes", "cost", "statistics"}),
     )
 
     class Options(PassOptions):

@@ -40,7 +40,7 @@ class UpgradeOpset(Pass):
     info: ClassVar[PassInfo] = PassInfo(
         name="upgrade-opset",
         summary="Rewrite the model for a newer version of the default ONNX domain.",
-        preserves=frozenset(),
+        preserves=frozenset({"statistics"}),
     )
 
     class Options(PassOptions):

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.api import Report
 from graphopt.pipeline.options import print_options, printed
+from graphopt.runtime.measurements import Measurements, as_document, as_replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import onnx_ir as oir
 
-    from graphopt.api import PassOptions
+    from graphopt.api import Context, PassOptions
     from graphopt.ir import Model
     from graphopt.pipeline.manager import Manager
     from graphopt.pipeline.plan import PlannedStep
+    from graphopt.runtime.codec import StoredFeeds
 
+_STATISTICS = "statistics.npz"
 # Tensors from this size on travel in the data file and come back by identity; smaller ones have a
 # fingerprint by content, so that their identity does not matter.
 _EXTERNAL_BYTES = 1024
@@ -61,6 +64,8 @@ class Job:
         dims: Sizes bound to symbolic dims.
         seed: The seed.
         local_plugins: The one-file plugin to load, or None.
+        measurements: Latencies that are known, as in report.json.
+        scope: The step as measurements name it.
     """
 
     folder: Path
@@ -71,10 +76,16 @@ class Job:
     dims: Mapping[str, int]
     seed: int
     local_plugins: Path | None
+    measurements: list[dict[str, Any]]
+    scope: str
 
 
-def run_step_isolated(model: Model, planned: PlannedStep, manager: Manager, isolation: Isolation) -> Report:
+def run_step_isolated(
+    model: Model, planned: PlannedStep, manager: Manager, isolation: Isolation, context: Context
+) -> Report:
     """Run *planned* on *model* in a child process; where it reports a change, *model* holds the result.
+
+    Statistics that the pass announces are collected here and handed over; the feeds go with them.
 
     Raises:
         WorkerError: The child crashed or ran out of time.
@@ -82,7 +93,7 @@ def run_step_isolated(model: Model, planned: PlannedStep, manager: Manager, isol
     """
     from graphopt.ir.emit import ExternalData, save
     from graphopt.ir.lower import load
-    from graphopt.runtime.child import run_in_child
+    from graphopt.runtime.child import FeedStream, run_in_child
 
     folder = Path(tempfile.mkdtemp(prefix=f"step{planned.index + 1}-", dir=isolation.scratch)).resolve()
     keep = False
@@ -98,14 +109,23 @@ def run_step_isolated(model: Model, planned: PlannedStep, manager: Manager, isol
             dims=manager.dims,
             seed=manager.seed,
             local_plugins=manager.registry.local,
+            measurements=[] if manager.measurements is None else as_document(manager.measurements.known()),
+            scope="" if manager.measurements is None else manager.measurements.scope,
         )
+        needs = planned.pass_.needs(model, planned.options, context)
+        if needs:
+            context.statistics(needs).save(folder / _STATISTICS)
+        feeds = None if context.data is None else FeedStream(context.data)
         answer = run_in_child(
             "graphopt.pipeline.isolate:run_job",
             job,
+            feeds,
             timeout_s=isolation.timeout_s,
             where=planned.title,
             on_progress=manager.progress,
         )
+        if manager.measurements is not None:
+            manager.measurements.records += as_replay(answer["measurements"]).values()
         report = Report(
             changed=answer["changed"],
             counts=answer["counts"],
@@ -122,12 +142,14 @@ def run_step_isolated(model: Model, planned: PlannedStep, manager: Manager, isol
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: Job, feeds: StoredFeeds | None = None) -> dict[str, Any]:
     """Do the work of the child: run one pass on ``model.onnx`` and write ``result.onnx`` where it changed.
 
     Raises:
         GraphoptError: What the pass raised, or that it reported falsely.
     """
+    from graphopt.calibrate.calibration import Calibration
+    from graphopt.calibrate.statistics import Statistics
     from graphopt.ir.emit import ExternalData, emit, save
     from graphopt.ir.fingerprint import fingerprint
     from graphopt.ir.lower import load
@@ -143,12 +165,20 @@ def run_job(job: Job) -> dict[str, Any]:
     registry = load_plugins(job.local_plugins)
     (first,) = make_plan([Step(job.name, job.options)], registry).steps
     planned = PlannedStep(job.index, first.name, first.pass_, first.options)
+    target = load_target(job.target, registry.targets)
+    statistics = job.folder / _STATISTICS
+    given = Statistics.load(statistics) if statistics.exists() else None
+    measurements = Measurements(
+        target.provider, feeds=feeds, dims=job.dims, seed=job.seed, replay=as_replay(job.measurements)
+    )
     manager = Manager(
         registry,
-        target=load_target(job.target, registry.targets),
+        target=target,
         dims=job.dims,
         seed=job.seed,
         progress=worker.progress,
+        calibration=Calibration(feeds, given=given, seed=job.seed),
+        measurements=measurements,
     )
     worker.stage("loading the model")
     model = load(job.folder / "model.onnx")
@@ -171,6 +201,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "counts": dict(report.counts),
         "skipped": [list(item) for item in report.skipped],
         "extra": dict(report.extra),
+        "measurements": as_document(measurements.records),
     }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from graphopt.api import Context, Gate, Instrument, Report, StepView
+from graphopt.calibrate.needs import Needs
 from graphopt.errors import (
     GateFailed,
     GraphoptError,
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from graphopt.calibrate.calibration import Calibration
     from graphopt.ir import Model
     from graphopt.pipeline.isolate import Isolation
     from graphopt.pipeline.plan import Plan, PlannedStep
     from graphopt.pipeline.plugins import Registry
+    from graphopt.runtime.measurements import Measurements
     from graphopt.targets import Target
 
 OnError = Literal["raise", "rollback", "stop"]
@@ -81,6 +84,8 @@ class Manager:
         instruments: Watchers besides those that plugins registered.
         progress: Told how much of a step is done.
         isolation: Run each pass in a child process, so that a native crash is an error and not the end.
+        calibration: Where passes get statistics from; by default there is no data.
+        measurements: Where passes get latencies from; by default nothing is measured.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class Manager:
         instruments: Sequence[Instrument] = (),
         progress: Callable[[int, int], None] | None = None,
         isolation: Isolation | None = None,
+        calibration: Calibration | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         self.registry = registry
         self.target = target
@@ -101,6 +108,8 @@ class Manager:
         self.instruments = tuple(instruments)
         self.progress = progress
         self.isolation = isolation
+        self.calibration = calibration
+        self.measurements = measurements
 
     def run(
         self,
@@ -145,6 +154,8 @@ class Manager:
             criteria=self.registry.criteria,
             channel_rules=self.registry.channel_rules,
             progress=self.progress,
+            calibration=self.calibration,
+            measurements=self.measurements,
         )
 
     def perform(self, planned: PlannedStep, model: Model, context: Context) -> Report:
@@ -153,6 +164,10 @@ class Manager:
         Raises:
             GraphoptError: As :meth:`run` keeps it: PassFailed, or an error that keeps its class.
         """
+        if self.calibration is not None:
+            self.calibration.where = planned.title
+        if self.measurements is not None:
+            self.measurements.scope = f"{planned.index + 1} {planned.name}"
         try:
             if self.isolation is None:
                 model.forget_names()
@@ -160,7 +175,7 @@ class Manager:
             else:
                 from graphopt.pipeline.isolate import run_step_isolated
 
-                report = run_step_isolated(model, planned, self, self.isolation)
+                report = run_step_isolated(model, planned, self, self.isolation, context)
         except (Exception, SystemExit) as error:
             raise as_failure(planned, error) from error
         if problem := report_problem(report):
@@ -271,6 +286,7 @@ class _Run:
 
     def attempt(self, planned: PlannedStep, record: StepRecord) -> Report:
         with _timed(record.times_s, "run"):
+            self.look_ahead(planned)
             report = self.manager.perform(planned, self.model, self.context)
         record.changed = report.changed
         record.counts = dict(report.counts)
@@ -282,7 +298,9 @@ class _Run:
             record.status = "unchanged"
             return report
         # A child hands back new objects, which no analysis of the old ones speaks of.
-        preserved = planned.pass_.info.preserves if self.manager.isolation is None else ()
+        preserved = planned.pass_.info.preserves
+        if self.manager.isolation is not None:
+            preserved = preserved & {"statistics"}
         self.context.invalidate(frozenset(preserved))
         with _timed(record.times_s, "gate"):
             self.judge(planned, record)
@@ -291,6 +309,21 @@ class _Run:
         self.fingerprint = after
         self.snapshot = None
         return report
+
+    def look_ahead(self, planned: PlannedStep) -> None:
+        """Tell calibration what this step and those behind it want, as long as values keep their meaning."""
+        calibration = self.manager.calibration
+        if calibration is None or calibration.data is None:
+            return
+        ahead = Needs()
+        for step in self.plan.steps[planned.index :]:
+            try:
+                ahead |= step.pass_.needs(self.model, step.options, self.context)
+            except Exception:  # noqa: BLE001 - whatever is wrong, its own run says it in its own place
+                break
+            if "statistics" not in step.pass_.info.preserves:
+                break
+        calibration.planned = ahead
 
     def examine(self, planned: PlannedStep, report: Report) -> str:
         """Return the fingerprint after the step, having held the pass to its word and verified the model."""
@@ -373,6 +406,8 @@ class _Run:
                     "isolate": self.manager.isolation is not None,
                 },
                 local_plugins=self.manager.registry.local,
+                statistics=None if self.manager.calibration is None else self.manager.calibration.held,
+                measurements=() if self.manager.measurements is None else self.manager.measurements.records,
             )
         except Exception as problem:  # noqa: BLE001 - the failure itself must reach the user whatever happens here
             self.result.warnings.append(f"no reproducer could be written: {described(problem)}")

@@ -6,6 +6,8 @@ recipe.toml         the same, with the gates
 settings.json       target, dims, seed, on_error, and which options are files of this folder
 versions.json       versions of everything that took part
 error.txt           the failure with its traceback
+statistics.npz      what was known about the values of the model, where anything was
+measurements.json   the latencies that steps had asked for, where they had
 files/              small files that options named, and the local plugin
 README.txt          what to do with it
 """
@@ -26,16 +28,21 @@ from graphopt.errors import DataError, PathError, PlanError
 from graphopt.pipeline.options import print_options
 from graphopt.pipeline.recipe import Recipe, read_recipe, write_recipe
 from graphopt.pipeline.text import Step, to_text
+from graphopt.runtime.measurements import as_document
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from graphopt.api import Gate, PassOptions
+    from graphopt.calibrate.statistics import Statistics
     from graphopt.errors import GraphoptError
     from graphopt.ir import Model
     from graphopt.pipeline.plan import PlannedStep
+    from graphopt.runtime.measurements import Measured
 
 SETTINGS = "settings.json"
+STATISTICS = "statistics.npz"
+MEASUREMENTS = "measurements.json"
 _SCHEMA = 1
 # A script or a small table belongs to the reproducer; a data set does not.
 _COPY_LIMIT_BYTES = 16 * 2**20
@@ -66,6 +73,8 @@ class Reproducer:
         on_error: What the failed run was to do on failure.
         isolate: Whether passes ran in a child process.
         local_plugins: The one-file plugin that was loaded, or None.
+        statistics: Statistics of the model, or None.
+        measurements: Latencies that were measured, or None.
         error: The text of the failure.
     """
 
@@ -79,6 +88,8 @@ class Reproducer:
     on_error: str
     isolate: bool
     local_plugins: Path | None
+    statistics: Path | None
+    measurements: Path | None
     error: str
 
 
@@ -91,6 +102,8 @@ def write_reproducer(
     error: GraphoptError,
     settings: Mapping[str, Any],
     local_plugins: Path | None = None,
+    statistics: Statistics | None = None,
+    measurements: Iterable[Measured] = (),
 ) -> Path:
     """Write a reproducer and return its folder.
 
@@ -105,6 +118,8 @@ def write_reproducer(
         error: The failure.
         settings: ``target``, ``dims``, ``seed``, ``on_error`` and ``isolate`` of the run.
         local_plugins: The one-file plugin that was loaded.
+        statistics: What was known about the values of *model*.
+        measurements: Latencies that steps had asked for.
 
     Raises:
         GraphoptError: It cannot be written.
@@ -139,6 +154,11 @@ def write_reproducer(
             ),
         )
         save(model, draft / "model.onnx")
+        if statistics is not None:
+            # Of the model that lies beside it, whatever hash it had when they were collected.
+            replace(statistics, model="").save(draft / STATISTICS)
+        if known := as_document(measurements):
+            _write_json(draft / MEASUREMENTS, known)
         return _put(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -169,6 +189,9 @@ def read_reproducer(folder: Path) -> Reproducer:
     except OSError:
         text = ""
     local = settings["local_plugins"]
+    statistics, measurements = (
+        path if (path := folder / name).is_file() else None for name in (STATISTICS, MEASUREMENTS)
+    )
     return Reproducer(
         folder=folder,
         model=model,
@@ -180,6 +203,8 @@ def read_reproducer(folder: Path) -> Reproducer:
         on_error=settings["on_error"],
         isolate=settings["isolate"],
         local_plugins=folder / local if local else None,
+        statistics=statistics,
+        measurements=measurements,
         error=text,
     )
 

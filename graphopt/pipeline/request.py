@@ -61,6 +61,9 @@ class RunRequest:
         isolate: Run each pass in a child process.
         local_plugins: A one-file plugin to load.
         registry: Plugins, where they are loaded already.
+        statistics: A file of statistics of the model, as ``graphopt calibrate`` writes it.
+        measurements: The report.json of an earlier run, whose latencies are taken for measured.
+        cache: Folder in which statistics are kept between runs; None keeps none.
         reproducer: Folder to write on failure; None writes none.
         instruments: Watchers of steps.
         watch: Watcher of the run as a whole.
@@ -83,6 +86,9 @@ class RunRequest:
     isolate: bool = False
     local_plugins: Path | None = None
     registry: Registry | None = None
+    statistics: Path | None = None
+    measurements: Path | None = None
+    cache: Path | None = None
     reproducer: Path | None = None
     instruments: tuple[Instrument, ...] = ()
     watch: Watch = field(default_factory=Watch)

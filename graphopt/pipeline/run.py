@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -25,6 +26,7 @@ from graphopt.errors import (
 )
 from graphopt.pipeline import facts
 from graphopt.pipeline.contract import add_hint
+from graphopt.pipeline.known import make_calibration, make_measurements
 from graphopt.pipeline.manager import OnError
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.request import Outcome, Pipeline, Result, RunRequest
@@ -37,15 +39,18 @@ from graphopt.pipeline.validation import (
     why_not_executable,
 )
 from graphopt.record import ErrorRecord, ModelFacts, RunRecord, RunStatus, ValidationRecord
+from graphopt.runtime.measurements import as_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from graphopt.api import Gate, Instrument
+    from graphopt.calibrate.calibration import Calibration
     from graphopt.ir import ExternalData, Model
     from graphopt.pipeline.manager import Manager, ManagerResult
     from graphopt.pipeline.plan import Plan
     from graphopt.pipeline.plugins import Registry
+    from graphopt.runtime.measurements import Measurements
     from graphopt.runtime.session import Feeds
     from graphopt.targets import Target
 
@@ -67,6 +72,8 @@ def run(
     validate: bool | None = None,
     isolate: bool = False,
     local_plugins: str | os.PathLike[str] | None = None,
+    statistics: str | os.PathLike[str] | None = None,
+    measurements: str | os.PathLike[str] | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Result:
     """Transform *model* by *pipeline*; see :class:`RunRequest` for the arguments.
@@ -94,6 +101,8 @@ def run(
             validate=validate,
             isolate=isolate,
             local_plugins=None if local_plugins is None else Path(local_plugins),
+            statistics=None if statistics is None else Path(statistics),
+            measurements=None if measurements is None else Path(measurements),
             instruments=tuple(instruments),
         )
     )
@@ -185,7 +194,7 @@ class _Run:
         record.warnings += warnings
         feeds = self._given_feeds(model, registry)
         record.input = self._input_facts(model)
-        result = self._transform(model, plan, gates, registry, target)
+        result = self._transform(model, plan, gates, registry, target, feeds)
         record.steps = result.steps
         record.warnings += result.warnings
         self.outcome.error = result.error
@@ -252,22 +261,38 @@ class _Run:
         )
 
     def _transform(
-        self, model: Model, plan: Plan, gates: Sequence[Gate], registry: Registry, target: Target
+        self,
+        model: Model,
+        plan: Plan,
+        gates: Sequence[Gate],
+        registry: Registry,
+        target: Target,
+        feeds: Iterable[Feeds] | None,
     ) -> ManagerResult:
         request = self.request
-        manager = self._manager(registry, target)
-        return manager.run(
-            model,
-            plan,
-            gates=gates,
-            on_error=request.on_error,
-            keep_input=not isinstance(request.model, Path),
-            verified=isinstance(request.model, Path),  # load has just verified what it read
-            reload=self._reload,
-            reproducer=request.reproducer,
-        )
+        calibration = make_calibration(request, model, feeds)
+        measurements = make_measurements(request, target, feeds)
+        self.stack.callback(measurements.close)
+        manager = self._manager(registry, target, calibration, measurements)
+        try:
+            return manager.run(
+                model,
+                plan,
+                gates=gates,
+                on_error=request.on_error,
+                keep_input=not isinstance(request.model, Path),
+                verified=isinstance(request.model, Path),  # load has just verified what it read
+                reload=self._reload,
+                reproducer=request.reproducer,
+            )
+        finally:
+            self.record.calibration = [asdict(each) for each in calibration.runs]
+            self.record.measurements = as_document(measurements.records)
+            self.record.warnings += calibration.warnings
 
-    def _manager(self, registry: Registry, target: Target) -> Manager:
+    def _manager(
+        self, registry: Registry, target: Target, calibration: Calibration, measurements: Measurements
+    ) -> Manager:
         from graphopt.pipeline.isolate import Isolation
         from graphopt.pipeline.manager import Manager
 
@@ -284,6 +309,8 @@ class _Run:
             instruments=(self.watch, *request.instruments),
             progress=self.watch.progress,
             isolation=isolation,
+            calibration=calibration,
+            measurements=measurements,
         )
 
     def _finish(

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import DataError, GraphoptError, PathError, ProviderError
-from graphopt.runtime.latency import BUDGET_S, ROUNDS, TRIALS, measure_latency
-from graphopt.runtime.providers import available
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,6 +91,10 @@ class Measurements:
         self._files: weakref.WeakKeyDictionary[Model, tuple[str, Path]] = weakref.WeakKeyDictionary()
         self._written = 0
 
+    def known(self) -> tuple[Measured, ...]:
+        """Return all that is known: what was given, and what was measured since."""
+        return (*self._replay.values(), *(each for each in self.records if not each.replayed))
+
     @property
     def replay(self) -> Mapping[tuple[str, str], Measured]:
         """What is answered from."""
@@ -100,6 +102,8 @@ class Measurements:
 
     def can_measure(self, model: Model) -> bool:
         """Return whether *model* can be timed here: the provider is present and there is a feed for it."""
+        from graphopt.runtime.providers import available
+
         if self._replay:
             return True
         if self.provider not in available():
@@ -116,9 +120,9 @@ class Measurements:
         before: Model,
         after: Model,
         *,
-        rounds: int = ROUNDS,
-        trials: int = TRIALS,
-        budget_s: float = BUDGET_S,
+        rounds: int | None = None,
+        trials: int | None = None,
+        budget_s: float | None = None,
     ) -> Measured:
         """Compare the time of two models, or answer from the record.
 
@@ -126,13 +130,16 @@ class Measurements:
             label: Names the comparison; unique within the step.
             before: The model to compare with.
             after: The model to judge; it takes the same inputs.
-            rounds: As :func:`graphopt.runtime.latency.measure_latency`.
+            rounds: As :func:`graphopt.runtime.latency.measure_latency`, whose default None takes.
             trials: The same.
             budget_s: The same.
 
         Raises:
             GraphoptError: A model cannot be run here.
         """
+        from graphopt.runtime.latency import BUDGET_S, ROUNDS, TRIALS, measure_latency
+        from graphopt.runtime.providers import available
+
         known = self._replay.get((self.scope, label))
         if known is not None:
             self.records.append(known)
@@ -148,9 +155,9 @@ class Measurements:
             self._file(after),
             self._feed(before),
             self.provider,
-            rounds,
-            trials,
-            budget_s=budget_s,
+            ROUNDS if rounds is None else rounds,
+            TRIALS if trials is None else trials,
+            budget_s=BUDGET_S if budget_s is None else budget_s,
         )
         measured = Measured(
             label=label,

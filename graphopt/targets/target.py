@@ -10,6 +10,7 @@ from graphopt.targets.channels import ChannelRules  # noqa: TC001 - pydantic res
 from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.low_rank import LowRankRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.weight_only import DynamicRules, WeightOnlyRules  # noqa: TC001 - pydantic resolves it
+from graphopt.targets.quantize import QuantizeRules  # noqa: TC001 - pydantic resolves it
 
 
 class RuntimeLimits(BaseModel):
@@ -48,6 +49,7 @@ class Target(BaseModel):
         low_rank: When a factorised weight is worth it; None where that is not known.
         weight_only: When weights stored as codes are computed with; None where that is not known.
         dynamic: Which operators pay with activations quantised as they come; None where that is not known.
+        quantize: How a statically quantised graph must look; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +65,7 @@ class Target(BaseModel):
     low_rank: LowRankRules | None = None
     weight_only: WeightOnlyRules | None = None
     dynamic: DynamicRules | None = None
+    quantize: QuantizeRules | None = None
 
     @field_validator("sources")
     @classmethod
@@ -83,7 +86,7 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _every_rule_has_a_source(self) -> Self:
-        for table in ("dequantize", "channels", "low_rank", "weight_only", "dynamic"):
+        for table in ("channels", "dequantize", "dynamic", "low_rank", "quantize", "weight_only"):
             if getattr(self, table) is not None and table not in self.sources:
                 raise ValueError(f"sources.{table} must say where its rules come from")
         if stray := [name for name in self.unmeasured if name not in self.sources]:

@@ -65,6 +65,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "fuse-batchnorm",
         "infer-shapes",
         "upgrade-opset",
+        "insert-qdq",
         "decompress-weights",
         "prune-channels",
         "quantize-weights",

@@ -11,6 +11,7 @@ from graphopt.pipeline.plugins import load_plugins
 from graphopt.pipeline.run import run
 from graphopt.targets import Target, known_targets, load_target
 from graphopt.targets.dequantize import DequantizeRules
+from graphopt.targets.quantize import QuantizeRules
 from tests.runtime import qdq
 from tests.runtime.models import write
 
@@ -23,7 +24,7 @@ def test_every_target_and_every_table_is_named() -> None:
         assert f"| `{name}` |" in PAGE
     for key in Target.model_fields:
         assert re.search(rf"`\[*{key}\]*`", PAGE), key
-    for key in DequantizeRules.model_fields:
+    for key in (*DequantizeRules.model_fields, *QuantizeRules.model_fields):
         assert f"`{key}`" in PAGE, key
 
 

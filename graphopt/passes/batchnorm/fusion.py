@@ -170,12 +170,22 @@ class Fusion:
                 if _observes(user, value):
                     user.replace_input_with(index, linear.node.outputs[0])
         rewrite.replace_value(self._model, last.outputs[0], result)
+        self._keep_meaning(linear.node.outputs[0], result, last.outputs[0])
         inner = {value for node in chain for value in node.outputs}
         rewrite.remove_nodes(chain)
         remove_unread((value for value in released if value not in inner), self._annotated)
         for node in chain:
             key = "batchnorms_fused" if node.op_type == "BatchNormalization" else "maps_fused"
             self._counts[key] = self._counts.get(key, 0) + 1
+
+    def _keep_meaning(self, scaled: oir.Value, result: oir.Value, replaced: oir.Value) -> None:
+        """Let names go on holding what they held: statistics of the model before are read by name."""
+        if scaled is not result:
+            scaled.name = self._model.fresh_name(f"{scaled.name}_scaled")
+        if not result.is_graph_output():  # an output has taken its name over
+            name = replaced.name
+            replaced.name = self._model.fresh_name(f"{name}_fused")
+            result.name = name
 
     def _fuse_before(self, node: oir.Node) -> bool:
         """Fold BatchNormalization *node* into the Conv that alone reads it; say why not."""

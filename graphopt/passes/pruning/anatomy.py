@@ -133,10 +133,8 @@ class Anatomy:
         return {axis: rows for axis, rows in enumerate(layout) if rows}
 
     def _layout_of(self, node: oir.Node, place: int) -> Layout:
-        run, value = self.channels._run, node.inputs[place]  # noqa: SLF001 - until Channels has it
-        if value is None:
-            return ()
-        axes = run.labels.get(value) or run.uses.get((node, place)) or ()
+        run = self.channels._run  # noqa: SLF001 - until Channels has it
+        axes = run.axes_of_use(node, place) if node.inputs[place] is not None else ()
         return tuple(self.channels._families_in(axis) for axis in axes)  # noqa: SLF001 - as above
 
     def width(self, family: str) -> int:

@@ -1,0 +1,102 @@
+"""insert-qdq: static quantisation by QuantizeLinear and DequantizeLinear, placed as the target runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pydantic resolves it
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+
+if TYPE_CHECKING:
+    from graphopt.calibrate.needs import Needs
+    from graphopt.ir import Model
+
+
+class InsertQdq(Pass):
+    """Quantise weights and activations where the target runs them on codes; see docs/passes.md."""
+
+    info = PassInfo(
+        name="insert-qdq",
+        summary="Quantise weights and activations statically where the target runs integer kernels.",
+        provides=frozenset({"qdq"}),
+        lossy=True,
+    )
+
+    class Options(PassOptions):
+        """What is quantised, and how."""
+
+        calibrator: Literal["minmax", "moving-average", "percentile", "entropy", "mse"] = Field(
+            default="mse",
+            description="how the range of an activation is chosen from its distribution",
+        )
+        percentile: float = Field(
+            default=99.999,
+            gt=50.0,
+            le=100.0,
+            description="share of the elements that the range holds, for calibrator=percentile (percent)",
+        )
+        activation_dtype: Literal["uint8", "int8", "uint16", "int16"] | None = Field(
+            default=None, description="element type of activation codes; none: what the target runs best"
+        )
+        weight_dtype: Literal["uint8", "int8", "int16"] | None = Field(
+            default=None, description="element type of weight codes; none: what the target runs best"
+        )
+        symmetric_activations: bool | None = Field(
+            default=None,
+            description="whether 0 stands in the middle of activation codes; none: what the target wants "
+            "(true or false)",
+        )
+        symmetric_weights: bool | None = Field(
+            default=None,
+            description="whether 0 stands in the middle of weight codes; none: of signed codes only "
+            "(true or false)",
+        )
+        per_channel: bool = Field(
+            default=True, description="one weight scale an output channel, not one a weight (true or false)"
+        )
+        reduce_range: Literal["auto", "on", "off"] = Field(
+            default="auto",
+            description="leave out the outer half of the weight codes, for processors whose 8-bit products "
+            "saturate; auto: where the target says so and this processor has no dot-product instructions",
+        )
+        bias: Literal["int32", "float"] | None = Field(
+            default=None, description="how biases are stored; none: as the target's kernels read them"
+        )
+        op_types: tuple[str, ...] = Field(
+            default=(), description="operators with weights to quantise; empty: what the target runs on codes"
+        )
+        include: tuple[str, ...] = Field(
+            default=(), description="patterns of node names (* and ?); empty: all nodes"
+        )
+        exclude: tuple[str, ...] = Field(default=(), description="patterns of node names that stay float")
+        keep_float: tuple[str, ...] = Field(
+            default=(), description="names of nodes that stay float; one that does not exist is an error"
+        )
+        quantize_inputs: bool = Field(
+            default=True, description="whether inputs of the model may be quantised (true or false)"
+        )
+        quantize_outputs: bool = Field(
+            default=True, description="whether outputs of the model may be quantised (true or false)"
+        )
+        plan: Path | None = Field(
+            default=None, description="a plan.toml that says which nodes stay float (a path)"
+        )
+        measure: Literal["auto", "on", "off"] = Field(
+            default="auto",
+            description="keep float what is not faster on codes, as measured on the target's provider; auto: "
+            "where it and data are at hand",
+        )
+
+    def needs(self, model: Model, options: Options, context: Context) -> Needs:
+        """Return the ranges of all values that may be quantised."""
+        from graphopt.passes.quantize.run import Quantizer
+
+        return Quantizer(model, options, context).needs()
+
+    def run(self, model: Model, options: Options, context: Context) -> Report:
+        """Place, measure, emit; see the module."""
+        from graphopt.passes.quantize.run import Quantizer
+
+        return Quantizer(model, options, context).run()

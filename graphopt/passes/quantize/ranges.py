@@ -1,0 +1,183 @@
+"""From statistics to grids: which values have a range that makes a scale, and what scale it makes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from graphopt.ir.quantised import moves
+from graphopt.ir.rewrite import constant_array, is_op
+from graphopt.passes.quantize.candidates import clamp_bounds
+from graphopt.passes.quantize.grid import CODE_RANGES, Grid, activation_grid
+
+if TYPE_CHECKING:
+    import onnx_ir as oir
+
+    from graphopt.calibrate.statistics import Statistics
+    from graphopt.ir.model import Model
+    from graphopt.passes.quantize.placement import Placement
+    from graphopt.passes.quantize.settings import Settings
+
+Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
+
+_MASK = -1e4
+"""Constants below this on the way to a Softmax switch elements off; they say nothing about the others."""
+
+_LARGEST_MASK_BYTES = 1 << 28
+
+_MASK_CARRIERS = (
+    "Add", "And", "Cast", "Concat", "Expand", "Gather", "Identity", "Max", "Min", "Mul", "Not", "Reshape",
+    "ScatterND", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+)  # fmt: skip
+
+
+class Ranges:
+    """Answers what the range of a value is.
+
+    Args:
+        model: The model that the statistics are of.
+        statistics: Distributions of its values.
+        calibrator: How a range is chosen.
+        percentile: Percent of the elements that the range holds, for "percentile".
+        settings: Types of codes.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        statistics: Statistics,
+        calibrator: Calibrator,
+        percentile: float,
+        settings: Settings,
+    ) -> None:
+        self._statistics = statistics
+        self._calibrator = calibrator
+        self._percentile = percentile
+        self._settings = settings
+        self._masks = masked_values(model)
+        self._found: dict[str, tuple[float, float]] = {}
+        self.unusable: dict[oir.Value, str] = {}
+
+    def usable(self, value: oir.Value) -> bool:
+        """Return whether *value* has a range that makes a scale; ``unusable`` says why not."""
+        if value in self.unusable:
+            return False
+        if reason := self._reason(value):
+            self.unusable[value] = reason
+            return False
+        return True
+
+    def _reason(self, value: oir.Value) -> str:
+        name = value.name or ""
+        if value in self._masks:
+            return "it carries an additive mask to a Softmax"
+        if name in self._statistics.skipped:
+            return f"it has no statistics: {self._statistics.skipped[name]}"
+        if not self._statistics.has_range(name):
+            return "the data never reached it"
+        sketch = self._statistics.range(name)
+        if sketch.nonfinite:
+            return f"it held NaN or infinity in {sketch.nonfinite} elements"
+        if not np.isfinite(np.float32(sketch.maximum - sketch.minimum)):
+            return "its range is wider than float32"
+        return ""
+
+    def interval(self, value: oir.Value) -> tuple[float, float]:
+        """Return the range of *value* by the calibrator."""
+        name = value.name or ""
+        if name not in self._found:
+            sketch = self._statistics.range(name)
+            bits = 8 if self._settings.activation_dtype in {"uint8", "int8"} else 16
+            symmetric = self._settings.symmetric_activations
+            match self._calibrator:
+                case "minmax":
+                    found = sketch.minmax()
+                case "moving-average":
+                    found = sketch.moving_average()
+                case "percentile":
+                    found = sketch.percentile(self._percentile)
+                case "entropy":
+                    found = sketch.entropy(bits=bits, symmetric=symmetric)
+                case "mse":
+                    found = sketch.mse(bits=bits, symmetric=symmetric)
+            self._found[name] = (found.low, found.high)
+        return self._found[name]
+
+    def grids(self, placement: Placement) -> dict[oir.Value, Grid]:
+        """Return the grid of every quantised value: one for all that moves the same codes."""
+        sources = {link.result: link.inputs[0] for link in placement.links if link.moves}
+        clamps = {each.result: each.clamp for each in placement.computes}
+        clamps.update({link.result: link.clamp for link in placement.links})
+        grids: dict[oir.Value, Grid] = {}
+        for value in placement.values:
+            source = value
+            while source in sources:
+                source = sources[source]
+            low, high = self.interval(source)
+            clamp = clamps.get(source)
+            if clamp is not None:
+                bounds = clamp_bounds(clamp)
+                assert bounds is not None
+                low, high = max(low, bounds[0]), min(high, bounds[1])
+            grid = activation_grid(
+                low, high, self._settings.activation_dtype, symmetric=self._settings.symmetric_activations
+            )
+            grids[value] = grid if clamp is None else _within(grid, clamp)
+        return grids
+
+
+def _within(grid: Grid, clamp: oir.Node) -> Grid:
+    """Shrink *grid* until it lies within the bounds of a Clip: only then is the Clip absorbed."""
+    bounds = clamp_bounds(clamp)
+    assert bounds is not None
+    last = CODE_RANGES[grid.dtype][1]
+    scale = np.float32(grid.scale)
+    codes_above = last - grid.zero_point
+    while codes_above > 0 and np.float32(codes_above) * scale > np.float32(bounds[1]) and scale > 0:
+        scale = np.nextafter(scale, np.float32(0))
+    return Grid(float(scale), grid.zero_point, grid.dtype)
+
+
+def masked_values(model: Model) -> frozenset[oir.Value]:
+    """Return the values between a constant with elements below -1e4 and the Softmax that reads it."""
+    pending: list[oir.Value] = []
+    for graph in model.graphs():
+        stored = (value for value in graph.initializers.values() if value.const_value is not None)
+        made = (node.outputs[0] for node in graph if is_op(node, "Constant", "ConstantOfShape"))
+        pending.extend(value for value in (*stored, *made) if _masks(value))
+    forward: dict[oir.Value, None] = {}
+    while pending:
+        value = pending.pop()
+        if value in forward:
+            continue
+        forward[value] = None
+        for user in value.consumers():
+            if is_op(user, *_MASK_CARRIERS) or moves(user):
+                pending.extend(user.outputs)
+    # Only what leads to a Softmax is a mask; a bias of -2e4 is a bias.
+    leading: set[oir.Value] = set()
+    softmaxes = [node for node in model.nodes() if node.op_type in {"Softmax", "LogSoftmax"}]
+    stack = [node.inputs[0] for node in softmaxes if node.inputs]
+    while stack:
+        reached = stack.pop()
+        if reached is None or reached in leading or reached not in forward:
+            continue
+        leading.add(reached)
+        producer = reached.producer()
+        if producer is not None:
+            stack.extend(producer.inputs)
+    return frozenset(leading)
+
+
+def _masks(value: oir.Value) -> bool:
+    producer = value.producer()
+    if is_op(producer, "ConstantOfShape"):
+        assert producer is not None
+        found = producer.attributes.get("value")
+        array = None if found is None or found.is_ref() else np.asarray(found.as_tensor().numpy())
+    else:
+        array = constant_array(value, limit_bytes=_LARGEST_MASK_BYTES)
+    if array is None or array.dtype.kind != "f" or not array.size:
+        return False
+    return bool(array.min() <= _MASK)
