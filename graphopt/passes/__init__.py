@@ -21,6 +21,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "upgrade-opset": "graphopt.passes.upgrade_opset:UpgradeOpset",
         "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
         "decompress-weights": "graphopt.passes.decompress_weights:DecompressWeights",
+        "synthesize-constants": "graphopt.passes.synthesize_constants:SynthesizeConstants",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
         "factorize-lowrank": "graphopt.passes.factorize_lowrank:FactorizeLowrank",

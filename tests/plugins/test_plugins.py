@@ -67,6 +67,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "upgrade-opset",
         "insert-qdq",
         "decompress-weights",
+        "synthesize-constants",
         "prune-channels",
         "quantize-weights",
         "factorize-lowrank",

@@ -9,6 +9,7 @@ import onnx_ir as oir
 
 from graphopt.ir import rewrite, semantics, tensors
 from graphopt.ir.model import with_subgraphs
+from graphopt.ir.packed import is_packed
 from graphopt.passes.folding import kernels, sizes
 from graphopt.passes.folding.region import evaluate_region
 
@@ -150,6 +151,9 @@ class Sweep:
         if node.op_type in _NO_TENSOR or not semantics.is_deterministic(node):
             return
         if self._is_kept_output(node):
+            return
+        if is_packed(node):
+            self.skipped[node] = "it computes a constant that is deliberately not stored"
             return
         inputs = [None if value is None or not value.name else self._array(value) for value in node.inputs]
         ready = all(
