@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from graphopt.targets.channels import ChannelRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.low_rank import LowRankRules  # noqa: TC001 - pydantic resolves it
-from graphopt.targets.weight_only import DynamicRules, WeightOnlyRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.quantize import QuantizeRules  # noqa: TC001 - pydantic resolves it
+from graphopt.targets.weight_only import DynamicRules, WeightOnlyRules  # noqa: TC001 - pydantic resolves it
 
 
 class RuntimeLimits(BaseModel):
