@@ -42,12 +42,13 @@ TOLERANCES = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-
 
 @cache
 def cleanup_passes() -> tuple[Pass, ...]:
-    """The registered built-in passes that need no option: all but the one that runs a user's script."""
+    """The registered built-in passes that need no option and keep the function of a model."""
     registry = load_plugins()
     found = []
     for name in graphopt_register_passes():
         pass_type = registry.passes[name]
-        if not any(field.is_required() for field in pass_type.Options.model_fields.values()):
+        required = any(field.is_required() for field in pass_type.Options.model_fields.values())
+        if not required and not pass_type.info.lossy:
             found.append(pass_type())
     return tuple(found)
 

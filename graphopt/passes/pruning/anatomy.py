@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
     from graphopt.ir.channels import Channels, Family, Layout, Lock
     from graphopt.ir.shapes import Shapes
-    from graphopt.passes.pruning.masked import Mask
+    from graphopt.passes.pruning.masked import Mask, Operands
     from graphopt.passes.pruning.meter import Rows
 
     Units = npt.NDArray[np.intp]
@@ -185,19 +185,27 @@ class Anatomy:
         """Return what to multiply onto activations so that the original computes what the cut does."""
         return [(mask.value, mask.axis, mask.keep) for mask in self.channels.masks(_lists(kept))]
 
-    def compressed(self, kept: Kept) -> dict[str, dict[str, dict[int, npt.NDArray[np.bool_]]]]:
+    def compressed(self, kept: Kept) -> dict[str, Operands]:
         """Return the nodes that norm or reduce a cut axis, by first output: what stays of each operand."""
-        result, lists = {}, _lists(kept)
-        for name in self.channels.approximate(lists):
+        result: dict[str, Operands] = {}
+        for name in self.channels.approximate(_lists(kept)):
             node = self._node(name)
-            operands = {}
-            for value in (*node.inputs, *node.outputs):
-                if value is not None and value.name:
-                    keeps = self.channels.keeps(lists, value.name)
-                    found = {axis: keep for axis, keep in enumerate(keeps) if keep is not None}
-                    if found:
-                        operands[value.name] = found
-            result[name] = operands
+            places = [*range(len(node.inputs)), *(-1 - index for index in range(len(node.outputs)))]
+            result[name] = {place: found for place in places if (found := self._stays(node, place, kept))}
+        return result
+
+    def _stays(self, node: oir.Node, place: int, kept: Kept) -> dict[int, npt.NDArray[np.bool_]]:
+        """Return which indices of an operand stay, for the axes that lose some."""
+        result = {}
+        for axis, rows in self.rows(node, place).items():
+            stays = np.ones(len(rows[0][1]), bool)
+            for family, units in rows:
+                if family in kept:
+                    unit_stays = np.zeros(self._families[family].size, bool)
+                    unit_stays[kept[family]] = True
+                    stays &= (units < 0) | unit_stays[units]
+            if not stays.all():
+                result[axis] = stays
         return result
 
     def describe(self, name: str) -> tuple[int, oir.DataType]:

@@ -14,7 +14,7 @@ from graphopt.ir.model import with_subgraphs
 from graphopt.ir.rewrite import add_initializer, is_overridable, make_node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy.typing as npt
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Kept = Mapping[int, npt.NDArray[np.bool_]]
     """Which indices stay, by axis; axes that lose nothing are absent."""
+    Operands = Mapping[int, Kept]
+    """Which indices stay of input i of a node, and of its output -1 - i."""
     Mask = tuple[str, int, npt.NDArray[Any]]
     Describe = Callable[[str], tuple[int, oir.DataType]]
     """Rank and element type of a value, by its name."""
@@ -135,8 +137,8 @@ def _stream(value: oir.Value, seed: int) -> np.random.Generator:
 def mask_model(
     model: Model,
     masks: Iterable[Mask],
-    compressed: Mapping[str, Mapping[str, oir.Attr]],
-    kept: Mapping[str, Kept],
+    compressed: Mapping[str, Operands],
+    attributes: Mapping[str, Mapping[str, oir.Attr]],
     describe: Describe,
 ) -> None:
     """Make *model*, in place, compute what a cut of it should.
@@ -148,53 +150,51 @@ def mask_model(
     Args:
         model: The model; values are found by name.
         masks: (value, axis, 0/1 of each index); a value may come several times.
-        compressed: Nodes to run on what is kept, by the name of their first output, with the attributes that
-            the cut gives them (a number of groups).
-        kept: Which indices stay, by name of a value and axis; absent where nothing is removed.
+        compressed: Nodes to run on what is kept, by the name of their first output.
+        attributes: Attributes that the cut gives them (a number of groups).
         describe: Gives rank and element type of a value by its name.
     """
     values = values_by_name(model)
     nodes = []
-    for name, attributes in compressed.items():
+    for name in compressed:
         node = _value(values, name).producer()
         if node is None:
             raise PassFailed("a node that is to run on what is kept is missing", where=f"value {name!r}")
-        nodes.append((node, [None if each is None else each.name for each in node.inputs], attributes))
+        nodes.append((name, node))
     for name, axis, vector in masks:
         value = _value(values, name)
         factor = _factor(model, name, vector, axis, describe)
         _insert_behind(model, value, make_node(model, "Mul", [value, factor]))
-    for node, names, attributes in nodes:
-        _compress(model, node, names, attributes, kept, describe)
+    for name, node in nodes:
+        _compress(model, node, compressed[name], attributes[name], describe)
 
 
 def _compress(
     model: Model,
     node: oir.Node,
-    names: Sequence[str | None],
+    operands: Operands,
     attributes: Mapping[str, oir.Attr],
-    kept: Mapping[str, Kept],
     describe: Describe,
 ) -> None:
-    """Let *node*, whose inputs had *names* before masking, see and give only kept indices."""
+    """Let *node* see and give only kept indices."""
     graph = node.graph
     assert graph is not None
-    for index, name in enumerate(names):
-        for axis, stays in kept.get(name or "", {}).items():
-            picked = add_initializer(model, model.graph, f"{name}_kept", np.flatnonzero(stays))
+    for index in range(len(node.inputs)):
+        for axis, stays in operands.get(index, {}).items():
+            picked = add_initializer(model, model.graph, "oracle_kept", np.flatnonzero(stays))
             gather = make_node(model, "Gather", [node.inputs[index], picked], attributes={"axis": axis})
             graph.insert_before(node, gather)
             node.replace_input_with(index, gather.outputs[0])
-    for attribute_name, attribute in attributes.items():
-        node.attributes[attribute_name] = attribute
-    for value in node.outputs:
-        end, name = value, value.name or ""
-        for axis, stays in kept.get(name, {}).items():
+    for name, attribute in attributes.items():
+        node.attributes[name] = attribute
+    for index, value in enumerate(node.outputs):
+        end = value
+        for axis, stays in operands.get(-1 - index, {}).items():
             places = np.maximum(np.cumsum(stays) - 1, 0)
-            spread = add_initializer(model, model.graph, f"{name}_places", places)
+            spread = add_initializer(model, model.graph, "oracle_places", places)
             gather = make_node(model, "Gather", [end, spread], attributes={"axis": axis})
             end = _insert_behind(model, end, gather)
-            factor = _factor(model, name, stays, axis, describe)
+            factor = _factor(model, value.name or "", stays, axis, describe)
             end = _insert_behind(model, end, make_node(model, "Mul", [end, factor]))
 
 

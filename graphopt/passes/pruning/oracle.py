@@ -22,12 +22,12 @@ from graphopt.runtime.compare import Comparator
 from graphopt.runtime.session import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import onnx_ir as oir
 
     from graphopt.ir import Model
-    from graphopt.passes.pruning.masked import Describe, Kept, Mask
+    from graphopt.passes.pruning.masked import Describe, Mask, Operands
     from graphopt.runtime.session import Feeds, Session, Value
 
 TOLERANCE = 1e-5
@@ -92,15 +92,13 @@ class Claim:
     Attributes:
         cut: Cuts a clone of the model in place.
         masks: What to multiply onto activations: (value, axis, 0/1 of each index).
-        compressed: Outputs of nodes that norm or reduce a cut axis.
-        kept: Which indices of a value stay, by name and axis.
+        compressed: Nodes that norm or reduce a cut axis, by first output: what stays of their operands.
         describe: Gives rank and element type of a value by its name.
     """
 
     cut: Callable[[Model], None]
     masks: Sequence[Mask]
-    compressed: Sequence[str]
-    kept: Mapping[str, Kept]
+    compressed: Mapping[str, Operands]
     describe: Describe
 
 
@@ -156,7 +154,7 @@ def _compare(
         claim.cut(pruned)
     masked = subject.clone()
     attributes = _attributes_of(pruned, claim.compressed)
-    mask_model(masked, claim.masks, attributes, claim.kept, claim.describe)
+    mask_model(masked, claim.masks, claim.compressed, attributes, claim.describe)
     dense_outputs = _run(subject, feeds, "the original")
     masked_outputs = _run(masked, feeds, "the masked original")
     try:
@@ -170,7 +168,7 @@ def _compare(
     return Verdict(error, difference, _tolerance(subject), len(feeds), randomised, shuffled, output, varies)
 
 
-def _attributes_of(pruned: Model, names: Sequence[str]) -> dict[str, Mapping[str, oir.Attr]]:
+def _attributes_of(pruned: Model, names: Iterable[str]) -> dict[str, Mapping[str, oir.Attr]]:
     values = values_by_name(pruned)
     found: dict[str, Mapping[str, oir.Attr]] = {}
     for name in names:

@@ -381,12 +381,10 @@ class Pruner:
         pruned: Model | None,
     ) -> None:
         """Prove that cutting *before* to *kept* equals masking it."""
-        compressed = anatomy.compressed(kept)
         claim = Claim(
             cut=lambda clone: anatomy.cut(clone, kept),
             masks=anatomy.masks(kept),
-            compressed=tuple(compressed),
-            kept={name: stays for operands in compressed.values() for name, stays in operands.items()},
+            compressed=anatomy.compressed(kept),
             describe=anatomy.describe,
         )
         verdict = judge(before, claim, feeds, seed=self.seed, pruned=pruned)

@@ -79,8 +79,11 @@ def claim_for(model: Model, cut: Callable[[Model], None], compressed: Sequence[s
         assert dtype is not None
         return rank, dtype
 
-    kept = {name: {1: stays} for name in ("h", "a")} | {"s": {0: stays}}
-    return Claim(cut, [("a", 1, stays)], compressed, kept, describe)
+    operands = {
+        "a": {0: {1: stays}, 1: {0: stays}, -1: {1: stays}},  # LayerNormalization(h, s) -> a
+        "m": {0: {1: stays}},  # ReduceMean(h) -> m
+    }
+    return Claim(cut, [("a", 1, stays)], {name: operands[name] for name in compressed}, describe)
 
 
 @pytest.mark.parametrize("norm", ["", "LayerNormalization", "ReduceMean"])
@@ -127,7 +130,7 @@ def test_dead_channels_are_proven_with_shuffled_weights() -> None:
 
 def test_a_cut_of_what_no_output_depends_on_is_told_apart() -> None:
     model = model_of()
-    everything = Claim(lambda _: None, [], (), {}, claim_for(model, cutter()).describe)
+    everything = Claim(lambda _: None, [], {}, claim_for(model, cutter()).describe)
     assert judge(model, everything, FEEDS, seed=0).unused
 
 
