@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from graphopt.ir.shapes import Shape
 
 
+_Place = tuple[oir.Node, int]
+# Larger constants that several nodes read are weights, and their slices differ.
+_MAX_COMPARED_BYTES = 1 << 16
+
+
 class Keeping:
     """Which indices stay, for every labelled dim."""
 
@@ -310,22 +315,12 @@ def _cut_constants(model: Model, pairs: Sequence[tuple[oir.Node, oir.Node]], kee
         tensor = keeping.run.constant(value)
         if tensor is None:
             raise PassFailed("it is no constant in the model to cut", where=f"value {value.name!r}")
-        groups: dict[tuple[bytes, ...], list[tuple[oir.Node, int]]] = {}
-        for place, keeps in places.items():
-            key = tuple(b"" if keep is None else keep.tobytes() for keep in keeps)
-            groups.setdefault(key, []).append(place)
+        made = _slices(tensor, places)
+        sliced += len(made)
         whole = value.is_graph_output() or len(places) < len(value.uses())
-        for number, where in enumerate(groups.values()):
-            keeps = places[where[0]]
-            if all(keep is None for keep in keeps):
-                continue
-            smaller = _slice(tensor, keeps)
-            sliced += 1
-            if (
-                number == len(groups) - 1
-                and not whole
-                and not any(all(keep is None for keep in places[other[0]]) for other in groups.values())
-            ):
+        whole = whole or any(all(keep is None for keep in keeps) for keeps in places.values())
+        for number, (smaller, where) in enumerate(made):
+            if number == len(made) - 1 and not whole:
                 _replace_constant(value, smaller)
                 continue
             graph = _home(value, where[0][0])
@@ -333,6 +328,25 @@ def _cut_constants(model: Model, pairs: Sequence[tuple[oir.Node, oir.Node]], kee
             for node, index in where:
                 node.replace_input_with(index, copy)
     return sliced
+
+
+def _slices(
+    tensor: oir.TensorProtocol, places: Mapping[_Place, Sequence[Kept | None]]
+) -> list[tuple[oir.TensorProtocol, list[_Place]]]:
+    """Return the slices of one constant, each with the places of use that get it; equal ones are one."""
+    groups: dict[tuple[bytes, ...], list[_Place]] = {}
+    for place, keeps in places.items():
+        if any(keep is not None for keep in keeps):
+            key = tuple(b"" if keep is None else keep.tobytes() for keep in keeps)
+            groups.setdefault(key, []).append(place)
+    made: dict[tuple[object, ...], tuple[oir.TensorProtocol, list[_Place]]] = {}
+    for where in groups.values():
+        smaller = _slice(tensor, places[where[0]])
+        # Zero biases of several layers are equal again wherever as many are left.
+        small = len(groups) > 1 and tensors.is_small(smaller, _MAX_COMPARED_BYTES)
+        content = (smaller.shape.numpy(), bytes(tensors.to_buffer(smaller))) if small else (len(made),)
+        made.setdefault(content, (smaller, []))[1].extend(where)
+    return list(made.values())
 
 
 def _home(value: oir.Value, node: oir.Node) -> oir.Graph:

@@ -144,7 +144,13 @@ class Propagation:
         elif not any(_is_body(found) for found in node.attributes.values()) and not self._has_ranks(node):
             view.lock_inputs("the rank of one of its values is unknown")
             return
-        rule.constrain(view)
+        try:
+            rule.constrain(view)
+        except (IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+            # A malformed node, or a form that its rule does not know; what was stated so far only ties more.
+            view.lock_inputs(f"its channels could not be followed ({error})")
+            for value in node.outputs:
+                self.put_fixed(value)
 
     def _has_ranks(self, node: oir.Node) -> bool:
         inputs = (value for index in range(len(node.inputs)) if (value := input_at(node, index)))

@@ -221,11 +221,14 @@ class Slots:
             for x, why_x, why_y in ((a, why_a, why_b), (b, why_b, why_a)):
                 catch = (why_x == 0) & (why_y != 0)
                 self._reason[x[catch]] = np.where(why_y[catch] < 0, reason, why_y[catch])
-            free = (why_a == 0) & (why_b == 0)
-            a, b = a[free], b[free]
+            # A lock may have reached a partner of another pair just now: locked first, then linked.
+            locked_a, locked_b = self._reason[a] != 0, self._reason[b] != 0
+            open_pairs = ~(locked_a & locked_b)
+            free = ~locked_a & ~locked_b
             # Links go from the younger to the older, so that there are no cycles; of several links of one
             # slot numpy keeps the last, and the next round makes up for the others.
-            self._parent[np.maximum(a, b)] = np.minimum(a, b)
+            self._parent[np.maximum(a[free], b[free])] = np.minimum(a[free], b[free])
+            a, b = a[open_pairs], b[open_pairs]
 
     def _bind_all(self, a: Array, b: Array, reason: int) -> bool:
         """Bind free atoms to products in one go; False where the pairs are entangled or of another kind."""

@@ -17,6 +17,7 @@ def rule_table(extra: Iterable[ChannelRule] = ()) -> Rules:
     from graphopt.ir.channels.rules import (
         attention,
         control,
+        indexing,
         linear,
         movement,
         picking,
@@ -27,7 +28,18 @@ def rule_table(extra: Iterable[ChannelRule] = ()) -> Rules:
     )
 
     table: Rules = {}
-    modules = (linear, pointwise, movement, picking, sizes, control, recurrent, quantized, attention)
+    modules = (
+        linear,
+        pointwise,
+        movement,
+        picking,
+        sizes,
+        control,
+        recurrent,
+        quantized,
+        attention,
+        indexing,
+    )
     for module in modules:
         for rule in module.RULES:
             table[rule.domain, rule.op_type] = rule

@@ -243,6 +243,7 @@ def _einsum(view: NodeView) -> None:
 
 def _matmul_nbits(view: NodeView) -> None:
     """B is [N, blocks, bytes], packed along K: whole outputs may go, inputs may not."""
+    view.lock_inputs("maps its groups", (4,))
     view.lock(view.axes(0)[-1], "its weight is packed along this dim")
     outputs = view.weight_axes(1)
     columns = view.attribute("N", 0)
@@ -261,6 +262,12 @@ def _matmul_nbits(view: NodeView) -> None:
     view.emit([*view.axes(0)[:-1], made])
 
 
+def _set_columns(cut: NodeCut) -> None:
+    keep = cut.keep(1, 0)
+    if keep is not None:
+        cut.set_attribute("N", int(keep.sum()))
+
+
 RULES = [
     ChannelRule("Conv", _conv, regroup_conv),
     ChannelRule("FusedConv", _conv, regroup_conv, MICROSOFT_DOMAIN),
@@ -272,4 +279,5 @@ RULES = [
     ChannelRule("FusedMatMul", _fused_matmul, None, MICROSOFT_DOMAIN),
     ChannelRule("TransposeMatMul", _fused_matmul, None, MICROSOFT_DOMAIN),
     ChannelRule("Einsum", _einsum),
+    ChannelRule("MatMulNBits", _matmul_nbits, _set_columns, MICROSOFT_DOMAIN),
 ]

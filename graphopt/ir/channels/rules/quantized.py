@@ -111,6 +111,26 @@ def _dynamic_quantize_matmul(view: NodeView) -> None:
     _product(view, 1, 2, 3, 4)
 
 
+def _qlinear_elementwise(view: NodeView) -> None:
+    """Two operands, each followed by its scale and zero point."""
+    dims = view.output_shape()
+    view.emit(view.broadcast((0, 3), len(dims), dims))
+
+
+def _qlinear_first(view: NodeView) -> None:
+    view.emit(view.axes(0))
+
+
+def _qlinear_pool(view: NodeView) -> None:
+    axes = view.axes(0)
+    if view.attribute("channels_last", 0):
+        view.lock_inputs("holds channels last", (0,))
+        return
+    for axis in axes[2:]:
+        view.lock(axis, "slides along it")
+    view.emit([*axes[:2], *[None] * (len(axes) - 2)])
+
+
 RULES = [
     ChannelRule("QuantizeLinear", _scaled),
     ChannelRule("DequantizeLinear", _scaled),
@@ -121,6 +141,12 @@ RULES = [
     ChannelRule("ConvInteger", _conv_integer, regroup_conv),
     ChannelRule("MatMulInteger", _matmul_integer),
     ChannelRule("QLinearMatMul", _qlinear_matmul),
+    ChannelRule("QLinearAdd", _qlinear_elementwise, None, MICROSOFT_DOMAIN),
+    ChannelRule("QLinearMul", _qlinear_elementwise, None, MICROSOFT_DOMAIN),
+    ChannelRule("QLinearLeakyRelu", _qlinear_first, None, MICROSOFT_DOMAIN),
+    ChannelRule("QLinearSigmoid", _qlinear_first, None, MICROSOFT_DOMAIN),
+    ChannelRule("QLinearAveragePool", _qlinear_pool, None, MICROSOFT_DOMAIN),
+    ChannelRule("QLinearGlobalAveragePool", _qlinear_pool, None, MICROSOFT_DOMAIN),
     ChannelRule("MatMulIntegerToFloat", _matmul_integer_to_float, None, MICROSOFT_DOMAIN),
     ChannelRule("DynamicQuantizeMatMul", _dynamic_quantize_matmul, None, MICROSOFT_DOMAIN),
 ]
