@@ -24,6 +24,8 @@ def graphopt_register_passes() -> dict[str, str]:
         "synthesize-constants": "graphopt.passes.synthesize_constants:SynthesizeConstants",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
+        "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
+        "rewrite-residual-sum": "graphopt.passes.rewrite_residual_sum:RewriteResidualSum",
         "factorize-lowrank": "graphopt.passes.factorize_lowrank:FactorizeLowrank",
         "graphsurgeon-script": "graphopt.passes.graphsurgeon_script:GraphsurgeonScript",
     }

@@ -33,7 +33,9 @@ class DynamicRules(BaseModel):
 
     Attributes:
         ops: Operators that pay.
-        min_elements: Elements of the smallest weight that pays.
+        min_elements: Elements of the smallest weight that pays, whatever it is multiplied with.
+        min_elements_many_rows: The same where at least *many_rows* rows are multiplied with it at a time.
+        many_rows: See there.
         never: Operators that are slower, with the factor of speed that was measured.
         slow_add: Whether an Add in front of a LayerNormalization is fused into a slow kernel, which a Sum is
             not.
@@ -43,5 +45,7 @@ class DynamicRules(BaseModel):
 
     ops: tuple[str, ...]
     min_elements: int = Field(ge=1)
+    min_elements_many_rows: int = Field(ge=1)
+    many_rows: int = Field(ge=1)
     never: dict[str, float] = Field(default_factory=dict)
     slow_add: bool = False

@@ -70,6 +70,8 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "synthesize-constants",
         "prune-channels",
         "quantize-weights",
+        "quantize-dynamic",
+        "rewrite-residual-sum",
         "factorize-lowrank",
         "graphsurgeon-script",
     )

@@ -24,6 +24,7 @@ _NORM = 0.7
 
 _TYPES = {
     (8, True): oir.DataType.INT8,
+    (7, True): oir.DataType.INT8,
     (8, False): oir.DataType.UINT8,
     (4, True): oir.DataType.INT4,
     (4, False): oir.DataType.UINT4,
@@ -37,7 +38,7 @@ class Grid:
     """How weights become codes.
 
     Attributes:
-        bits: 8, 4 or 2.
+        bits: 8, 4 or 2; 7 for codes of a byte that use half of its range.
         symmetric: No zero points: codes are signed, zero is code 0.
         clip: ``mse`` takes the share of each group's range that gives the least squared error.
         refine: ``hqq`` moves scale and codes so that the error with outliers taken out is least.
@@ -54,11 +55,16 @@ class Grid:
         return _TYPES[self.bits, self.symmetric]
 
     @property
+    def width(self) -> int:
+        """Bits that a code takes in a file."""
+        return 8 if self.bits == 7 else self.bits
+
+    @property
     def low(self) -> int:
         """Lowest code; with 8 bits the range is symmetric too, as kernels expect."""
         if not self.symmetric:
             return 0
-        return -127 if self.bits == 8 else -(1 << (self.bits - 1))
+        return 1 - (1 << (self.bits - 1)) if self.bits > 4 else -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:

@@ -65,6 +65,8 @@ class Quantizer:
         )
         if found:
             self._check_opset()
+        elif not self._skipped:
+            self._skipped.append(("model", "no operator reads a stored float weight of two dims or more"))
         for done, weight in enumerate(found):
             self._context.progress(done, len(found))
             if not is_finite(weight.tensor):

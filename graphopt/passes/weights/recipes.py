@@ -65,7 +65,7 @@ def by_columns(
     dims = (groups, block, columns) if apart else (rows, columns)
     scale_dims = (groups, 1, columns) if apart else (groups, columns)
     # Zero points of several groups may share a byte.
-    multiple = block * (1 if grid.symmetric else 8 // grid.bits)
+    multiple = block * (1 if grid.symmetric else 8 // grid.width)
     matrix = (
         Matrix(tensor, columns, rows, axis=1, multiple=multiple)
         if turned
@@ -80,13 +80,13 @@ def by_columns(
         flat = codes.reshape(-1, columns)[: len(data)]
         return _parts(grid, flat, scale, zero)
 
-    unit = multiple * columns * grid.bits // 8
+    unit = multiple * columns * grid.width // 8
     parts = [
         Part(grid.dtype, dims, unit),
         Part(oir.DataType.FLOAT, scale_dims, multiple // block * columns * 4),
     ]
     if not grid.symmetric:
-        parts.append(Part(grid.dtype, scale_dims, multiple // block * columns * grid.bits // 8))
+        parts.append(Part(grid.dtype, scale_dims, multiple // block * columns * grid.width // 8))
     return _codes(Recipe(matrix, tuple(parts), transform))
 
 
@@ -121,7 +121,7 @@ def by_column(
         most = np.max([high for _, high in extremes], axis=0)
         scale, zero = grid.span(least, most)
     # Columns of 4-bit codes may share a byte across rows.
-    multiple = 8 // grid.bits
+    multiple = 8 // grid.width
     matrix = (
         Matrix(tensor, columns, rows, axis=1, multiple=multiple)
         if turned
@@ -131,10 +131,10 @@ def by_column(
     def transform(piece: Block) -> Sequence[Array]:
         data = _as_rows(piece, turned=turned)[None]
         codes = grid.encode(data, scale[None], None if zero is None else zero[None], _work(piece, data))
-        return (_stored(codes, grid.bits),)
+        return (_stored(codes, grid.width),)
 
     (codes,) = produce(
-        Recipe(matrix, (Part(grid.dtype, (rows, columns), multiple * columns * grid.bits // 8),), transform),
+        Recipe(matrix, (Part(grid.dtype, (rows, columns), multiple * columns * grid.width // 8),), transform),
         ("codes",),
     )
     shape = (columns,) if scale_dims is None else scale_dims
@@ -167,8 +167,8 @@ def by_lines(
     """
     groups = length // block
     multiple = math.lcm(
-        8 // grid.bits // math.gcd(8 // grid.bits, length),
-        1 if grid.symmetric else 8 // grid.bits // math.gcd(8 // grid.bits, groups),
+        8 // grid.width // math.gcd(8 // grid.width, length),
+        1 if grid.symmetric else 8 // grid.width // math.gcd(8 // grid.width, groups),
     )
 
     def transform(piece: Block) -> Sequence[Array]:
@@ -177,11 +177,11 @@ def by_lines(
         return _parts(grid, grid.encode(folded, scale, zero, _work(piece, folded)), scale, zero)
 
     parts = [
-        Part(grid.dtype, dims, multiple * length * grid.bits // 8),
+        Part(grid.dtype, dims, multiple * length * grid.width // 8),
         Part(oir.DataType.FLOAT, scale_dims, multiple * groups * 4),
     ]
     if not grid.symmetric:
-        parts.append(Part(grid.dtype, scale_dims, multiple * groups * grid.bits // 8))
+        parts.append(Part(grid.dtype, scale_dims, multiple * groups * grid.width // 8))
     return _codes(Recipe(Matrix(tensor, lines, length, multiple=multiple), tuple(parts), transform))
 
 
@@ -194,7 +194,7 @@ def for_nbits(
     [columns, groups * bits / 8]; without them the middle code is zero.
     """
     groups = -(-rows // block)
-    per_byte = 8 // grid.bits
+    per_byte = 8 // grid.width
     matrix = Matrix(tensor, columns, rows) if turned else Matrix(tensor, rows, columns, axis=1)
     middle = 1 << (grid.bits - 1)
 
@@ -206,14 +206,14 @@ def for_nbits(
         scale, zero = grid.fit(folded)
         codes = grid.encode(folded, scale, zero)
         unsigned = codes.astype(np.int16) + middle if grid.symmetric else codes
-        made = [_stored(unsigned.astype(np.uint8), grid.bits), scale]
+        made = [_stored(unsigned.astype(np.uint8), grid.width), scale]
         if zero is not None:
             per_line = zero.reshape(len(lines), groups)
             filled = np.pad(per_line, ((0, 0), (0, -groups % per_byte)))
-            made.append(_stored(filled, grid.bits))
+            made.append(_stored(filled, grid.width))
         return made
 
-    size = block * grid.bits // 8
+    size = block * grid.width // 8
     parts = [
         Part(oir.DataType.UINT8, (columns, groups, size), groups * size),
         Part(oir.DataType.FLOAT, (columns, groups), groups * 4),
@@ -227,9 +227,9 @@ def for_nbits(
 def stored_zero(zero: Array, grid: Grid) -> oir.TensorProtocol:
     """Return zero points as a tensor of the type of the codes."""
     dims = oir.Shape(zero.shape)
-    if grid.bits == 8:
+    if grid.width == 8:
         return from_array(zero)
-    return oir.PackedTensor(pack(zero, grid.bits), grid.dtype, shape=dims)
+    return oir.PackedTensor(pack(zero, grid.width), grid.dtype, shape=dims)
 
 
 def _codes(recipe: Recipe) -> Codes:
@@ -238,9 +238,9 @@ def _codes(recipe: Recipe) -> Codes:
 
 
 def _parts(grid: Grid, codes: Array, scale: Array, zero: Array | None) -> list[Array]:
-    made = [_stored(codes, grid.bits), scale]
+    made = [_stored(codes, grid.width), scale]
     if zero is not None:
-        made.append(_stored(zero, grid.bits))
+        made.append(_stored(zero, grid.width))
     return made
 
 
