@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 RIDGE = 1e-3
 """Default ridge (design/recovery.md; benchmarks/recovery.py)."""
 
+ROWS_PER_UNKNOWN = 4
+"""Rows that each effective unknown should have (mobilenetv2's classifier reads 1,280 features of 200 images:
+with one row an unknown every choice of 271 of them fits the samples; benchmarks/recovery.py)."""
+
 _HIGHEST_RIDGE = 1e3
 _LEAST_SCALE = 1e-30
 
@@ -74,21 +78,22 @@ def regularise(covariance: Matrix, count: int, ridge: float, stage: str) -> Regu
 
     Args:
         covariance: [d, d], finite.
-        count: Rows that it was measured on. Fewer than d + 1 cannot determine d weights and a bias: the ridge
-            rises by (d + 1) / count.
+        count: Rows that it was measured on. The ridge rises until they are :data:`ROWS_PER_UNKNOWN` times the
+            effective number of unknowns, ``sum(s / (s + ridge * scale))`` over the eigenvalues s: with fewer
+            the solution fits what is special about the samples.
         ridge: What is added at least, times the mean variance of a column.
         stage: How notes name the place.
     """
     size = covariance.shape[0]
     notes = []
-    if count < size + 1:
-        risen = max(ridge, 1e-6) * (size + 1) / max(count, 1)
-        notes.append(
-            f"{stage}: {count} rows for {size + 1} unknowns; the ridge rises from {ridge:.3g} to {risen:.3g}"
-        )
-        ridge = risen
     symmetric = (covariance + covariance.T) / 2
     scale = max(float(np.trace(symmetric)) / max(size, 1), _LEAST_SCALE)
+    if count < ROWS_PER_UNKNOWN * size:
+        risen = _ridge_for(symmetric, scale, max(count, 1) / ROWS_PER_UNKNOWN, ridge)
+        if risen > ridge or count <= size:
+            unknowns = f"{count} rows for {size + 1} unknowns"
+            notes.append(f"{stage}: {unknowns}; the ridge rises from {ridge:.3g} to {risen:.3g}")
+        ridge = risen
     asked = ridge
     while True:
         penalty = ridge * scale
@@ -103,6 +108,25 @@ def regularise(covariance: Matrix, count: int, ridge: float, stage: str) -> Regu
     if ridge > asked:
         notes.append(f"{stage}: the Gram matrix is singular; the ridge rises from {asked:.3g} to {ridge:.3g}")
     return Regular(matrix, ridge, penalty, tuple(notes))
+
+
+def _ridge_for(symmetric: Matrix, scale: float, unknowns: float, least: float) -> float:
+    """Return the smallest ridge, *least* at least, that leaves that many effective unknowns."""
+    try:
+        values = np.maximum(np.linalg.eigvalsh(symmetric), 0.0) / scale
+    except np.linalg.LinAlgError:
+        return max(least, 1.0)
+
+    def left(ridge: float) -> float:
+        return float(np.sum(values / (values + ridge)))
+
+    low, high = max(least, 1e-9), _HIGHEST_RIDGE
+    if left(low) <= unknowns:
+        return low if least > 0 else least
+    for _ in range(60):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if left(middle) > unknowns else (low, middle)
+    return high
 
 
 def _is_positive_definite(matrix: Matrix) -> bool:

@@ -37,7 +37,7 @@ class Spool:
         Raises:
             WriteError: The disk is full or failed.
         """
-        arrays = [np.ascontiguousarray(values[name]) for name in self.names]
+        arrays = [np.asarray(values[name], order="C") for name in self.names]  # keeps scalars, unlike its kin
         try:
             for array in arrays:
                 self._file.write(array.tobytes())

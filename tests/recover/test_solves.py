@@ -132,7 +132,7 @@ def test_the_bias_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (lambda x: x[:5], "s: 5 rows for 13 unknowns; the ridge rises from 0.001 to 0.0026"),
+        (lambda x: x[:5], "s: 5 rows for 13 unknowns; the ridge rises from 0.001 to 5.1"),
         (lambda x: np.where(np.arange(12) < 6, x, x[:, 5:6]), None),  # equal columns: the ridge suffices
         (np.ones_like, None),  # constants: nothing to learn but the bias
         (np.zeros_like, None),
@@ -162,6 +162,16 @@ def test_a_singular_gram_without_ridge_makes_it_rise() -> None:
     fitted = top @ np.linalg.lstsq(top, y)[0]  # of least norm: the ranks of lstsq are its own affair
     exact = np.sum((fitted - y) ** 2) / np.sum((y - y.mean(axis=0)) ** 2)
     assert got.residual_after == pytest.approx(exact, rel=1e-3)
+
+
+def test_few_rows_leave_few_effective_unknowns() -> None:
+    x, _ = data(count=20)
+    covariance = np.cov(x.T, bias=True)
+    got = regularise(covariance, 20, 1e-3, "s")
+    values = np.linalg.eigvalsh(covariance)
+    assert np.sum(values / (values + got.penalty)) == pytest.approx(20 / 4, rel=1e-3)
+    assert "20 rows for 13 unknowns" in got.notes[0]
+    assert not regularise(covariance, 48, 1e-3, "s").notes
 
 
 def test_an_indefinite_covariance_is_made_definite() -> None:
