@@ -13,9 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import ValidationError
+
+from graphopt.calibrate.arrays import NpyFolder, NpzList, digest, is_list_of_feeds
+from graphopt.calibrate.callables import CallableSource, names_callable
 from graphopt.calibrate.npz import StoredArray, read_headers
+from graphopt.calibrate.onnx_tests import OnnxTests, number
 from graphopt.errors import DataError, OptionError, PathError, nearest
 from graphopt.runtime import dtypes
 from graphopt.runtime.feeds import (
@@ -28,7 +33,7 @@ from graphopt.runtime.feeds import (
 
 if TYPE_CHECKING:
     from graphopt.runtime.feeds import Feed
-    from graphopt.runtime.session import Tensor, Value
+    from graphopt.runtime.session import Tensor
 
 RANDOM_WARNING = (
     "the inputs are random: numbers measured on them say little about accuracy on real data. Give real inputs"
@@ -47,6 +52,7 @@ class SourceRequest:
         seed: Seed of random feeds.
         dims: Sizes of free dims.
         base_dir: Where relative paths start; None means the working directory.
+        preprocess: How images become inputs, as a recipe's table says; None where it has none.
     """
 
     text: str
@@ -55,6 +61,7 @@ class SourceRequest:
     seed: int = 0
     dims: Mapping[str, int] = field(default_factory=dict)
     base_dir: Path | None = None
+    preprocess: Mapping[str, Any] | None = None
 
     @property
     def path(self) -> Path:
@@ -92,7 +99,7 @@ SourceFactory = Callable[[SourceRequest], DataSource | None]
 def open_source(request: SourceRequest, extra: Iterable[SourceFactory] = ()) -> DataSource:
     """Return the source that *request* names, after checking all that it will yield.
 
-    Built-in sources are asked first, then those of plugins.
+    Built-in sources are asked first, then those of plugins, then Python for ``module:function``.
 
     Args:
         request: What the user asked for.
@@ -105,7 +112,9 @@ def open_source(request: SourceRequest, extra: Iterable[SourceFactory] = ()) -> 
     """
     if request.samples is not None and request.samples < 1:
         raise OptionError(f"expected at least 1 sample, got {request.samples}", where="--samples")
-    for factory in (*BUILT_IN.values(), *extra):
+    built_in = [factory for factory in BUILT_IN.values() if factory is not callable_source]
+    # module:function last: a plugin's own scheme reads like it.
+    for factory in (*built_in, *extra, callable_source):
         source = factory(request)
         if source is not None:
             return source
@@ -117,7 +126,7 @@ def open_source(request: SourceRequest, extra: Iterable[SourceFactory] = ()) -> 
         raise DataError(
             "the folder holds neither .npz files nor an ONNX test_data_set",
             where=str(path),
-            hint="Use a folder with one .npz a feed",
+            hint="Use a folder with one .npz or .npy a feed, or images and a recipe with [preprocess]",
         )
     raise DataError(
         "the file is of no kind that can be read",
@@ -147,7 +156,58 @@ def npz_source(request: SourceRequest) -> DataSource | None:
         return None
     if not path.exists():
         raise PathError("the data does not exist", where=str(path))
+    arrays = read_headers(path)
+    if is_list_of_feeds(list(arrays)):
+        return NpzList(path, arrays, request.wanted, request.samples)
     return _Npz(request, path)
+
+
+def npy_source(request: SourceRequest) -> DataSource | None:
+    """Return the feeds of a folder with one .npy a feed, or of one .npy file."""
+    path = request.path
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path] if path.suffix == ".npy" else []
+    if not files:
+        return None
+    if not path.exists():
+        raise PathError("the data does not exist", where=str(path))
+    count, warnings = _taken(len(files), request.samples)
+    return NpyFolder(files[:count], request.wanted, warnings)
+
+
+def image_source(request: SourceRequest) -> DataSource | None:
+    """Return the images of a folder, prepared as the recipe says."""
+    from graphopt.calibrate.images import SUFFIXES, ImageFolder, Preprocess, check_pillow
+
+    path = request.path
+    files = (
+        sorted(each for each in path.glob("*") if each.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    )
+    if not files:
+        return None
+    check_pillow(str(path))
+    if request.preprocess is None:
+        raise DataError(
+            "the folder holds images, and nothing says how they become inputs",
+            where=str(path),
+            hint="Write a recipe with a [preprocess] table: resize, crop, scale, mean, std, layout, dtype",
+        )
+    try:
+        preprocess = Preprocess.model_validate(dict(request.preprocess))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise OptionError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}",
+            where="[preprocess]",
+        ) from error
+    count, warnings = _taken(len(files), request.samples)
+    return ImageFolder(files[:count], request.wanted, preprocess, warnings)
+
+
+def callable_source(request: SourceRequest) -> DataSource | None:
+    """Return the feeds of ``module:function``."""
+    if not names_callable(request.text):
+        return None
+    return CallableSource(request.text, request.wanted, request.samples)
 
 
 def folder_source(request: SourceRequest) -> DataSource | None:
@@ -162,10 +222,13 @@ def onnx_test_source(request: SourceRequest) -> DataSource | None:
     path = request.path
     if not path.is_dir():
         return None
-    folders = sorted((each for each in path.glob("test_data_set_*") if each.is_dir()), key=_number)
+    folders = sorted((each for each in path.glob("test_data_set_*") if each.is_dir()), key=number)
     if not folders and any(path.glob("input_*.pb")):
         folders = [path]
-    return _OnnxTests(request, path, folders) if folders else None
+    if not folders:
+        return None
+    count, warnings = _taken(len(folders), request.samples)
+    return OnnxTests(folders[:count], request.wanted, warnings)
 
 
 BUILT_IN: Mapping[str, SourceFactory] = {
@@ -173,13 +236,11 @@ BUILT_IN: Mapping[str, SourceFactory] = {
     "npz": npz_source,
     "folder": folder_source,
     "onnx-test": onnx_test_source,
+    "npy": npy_source,
+    "images": image_source,
+    "callable": callable_source,
 }
 """The sources of this package by name, in the order in which they are asked."""
-
-
-def _number(path: Path) -> tuple[int, str]:
-    digits = re.findall(r"\d+", path.name)
-    return (int(digits[-1]) if digits else -1), path.name
 
 
 def _taken(present: int, samples: int | None) -> tuple[int, tuple[str, ...]]:
@@ -239,7 +300,7 @@ class _Npz:
 
     @cached_property
     def identity(self) -> str:
-        return f"npz:{_digest([self._path])} samples={self._count}"
+        return f"npz:{digest([self._path])} samples={self._count}"
 
     def __len__(self) -> int:
         return self._count
@@ -324,7 +385,7 @@ class _Folder:
 
     @cached_property
     def identity(self) -> str:
-        return f"folder:{_digest(self._files)}"
+        return f"folder:{digest(self._files)}"
 
     def __len__(self) -> int:
         return len(self._files)
@@ -340,7 +401,7 @@ class _Folder:
         for spec in self._specs:
             if spec.is_sequence:
                 names = sorted(
-                    (name for name in arrays if _item_of(spec, name)), key=lambda name: _number(Path(name))
+                    (name for name in arrays if _item_of(spec, name)), key=lambda name: number(Path(name))
                 )
                 if not names and (spec.has_default or spec.is_optional):
                     if spec.is_optional:
@@ -356,71 +417,6 @@ class _Folder:
         given = [*feed, *(name for name in arrays if name not in known)]
         _check_names(given, self._specs, str(file))
         return feed
-
-
-class _OnnxTests:
-    """ONNX's own test data: serialized tensors by the position of their input."""
-
-    def __init__(self, request: SourceRequest, path: Path, folders: Sequence[Path]) -> None:
-        count, self.warnings = _taken(len(folders), request.samples)
-        self._path = path
-        self._folders = folders[:count]
-        self._specs = request.wanted
-        for folder in self._folders:
-            # The suite feeds NaN and infinity on purpose.
-            check_feeds(self._read(folder), self._specs, where=str(folder), finite=False)
-
-    @cached_property
-    def identity(self) -> str:
-        return f"onnx-test:{_digest([file for folder in self._folders for file in _inputs(folder)])}"
-
-    def __len__(self) -> int:
-        return len(self._folders)
-
-    def __iter__(self) -> Iterator[Feed]:
-        for folder in self._folders:
-            yield self._read(folder)
-
-    def _read(self, folder: Path) -> Feed:
-        files = _inputs(folder)
-        if len(files) > len(self._specs):
-            raise DataError(
-                f"expected at most {len(self._specs)} inputs, got {len(files)}", where=str(folder)
-            )
-        return {spec.name: _read_proto(file, spec) for spec, file in zip(self._specs, files, strict=False)}
-
-
-def _inputs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("input_*.pb"), key=_number)
-
-
-def _read_proto(file: Path, spec: InputSpec) -> Value:
-    import onnx
-    import onnx_ir as oir
-    from google.protobuf.message import DecodeError
-
-    from graphopt.ir.tensors import to_array
-
-    def array(proto: onnx.TensorProto) -> Tensor:
-        tensor: Tensor = to_array(oir.serde.deserialize_tensor(proto)).copy()
-        if tensor.dtype == object:
-            tensor.reshape(-1)[:] = [
-                word.decode() if isinstance(word, bytes) else word for word in tensor.reshape(-1)
-            ]
-        return tensor
-
-    try:
-        raw = file.read_bytes()
-        if spec.is_optional:
-            optional = onnx.OptionalProto.FromString(raw)
-            if optional.HasField("sequence_value"):
-                return [array(item) for item in optional.sequence_value.tensor_values]
-            return array(optional.tensor_value) if optional.HasField("tensor_value") else None
-        if spec.is_sequence:
-            return [array(item) for item in onnx.SequenceProto.FromString(raw).tensor_values]
-        return array(onnx.TensorProto.FromString(raw))
-    except (DecodeError, OSError, ValueError, TypeError) as error:
-        raise DataError(f"the file is not a serialized {spec} ({error})", where=str(file)) from error
 
 
 def _item_of(spec: InputSpec, name: str) -> bool:
@@ -461,12 +457,3 @@ def _check_dtype(array: StoredArray, spec: InputSpec) -> None:
 
 def _not_finite(where: str) -> DataError:
     return DataError("the values hold NaN or infinity", where=where, hint="Remove such samples from the data")
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Return a hash of names and contents, independent of where the files lie."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(file.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:32]

@@ -24,7 +24,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="SRC",
-        help="Inputs: an .npz file, a folder with one .npz a feed, ONNX test_data_set folders, or random:N.",
+        help="Inputs: .npz, a folder of .npz, .npy or images, ONNX test_data_set, module:function, random:N.",
     ),
 ]
 SamplesOption = Annotated[

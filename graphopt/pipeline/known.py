@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from graphopt.errors import DataError
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from graphopt.calibrate.calibration import Calibration
     from graphopt.ir import Model
     from graphopt.pipeline.request import RunRequest
+    from graphopt.record import RunRecord
     from graphopt.runtime.measurements import Measurements
     from graphopt.runtime.session import Feeds
     from graphopt.targets import Target
@@ -52,3 +54,12 @@ def make_measurements(request: RunRequest, target: Target, feeds: Iterable[Feeds
 
     replay = None if request.measurements is None else read_measurements(request.measurements)
     return Measurements(target.provider, feeds=feeds, dims=request.dims, seed=request.seed, replay=replay)
+
+
+def note(record: RunRecord, calibration: Calibration, measurements: Measurements) -> None:
+    """Write what was collected and measured into *record*."""
+    from graphopt.runtime.measurements import as_document
+
+    record.calibration = [asdict(each) for each in calibration.runs]
+    record.measurements = as_document(measurements.records)
+    record.warnings += calibration.warnings

@@ -12,6 +12,13 @@
     [gate.options]
     min_sqnr_db = 40
 
+    [preprocess]              # for --data FOLDER of images
+    resize = 256
+    crop = 224
+    scale = 0.00392156862745098
+    mean = [0.485, 0.456, 0.406]
+    std = [0.229, 0.224, 0.225]
+
 A recipe says the same as the pipeline text: each value stands for its printed form (``true``, ``0.5``), and
 None, which TOML lacks, is the string ``"none"``.
 """
@@ -33,7 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from os import PathLike
 
-_TABLES = ("pass", "gate")
+_STEPS = ("pass", "gate")
+_PREPROCESS = "preprocess"
+_TABLES = (*_STEPS, _PREPROCESS)
 _KEYS = ("name", "options")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -46,10 +55,12 @@ class Recipe:
     Attributes:
         steps: The passes, in order.
         gates: The gates that every step that changed something must pass, in order.
+        preprocess: How images become inputs (graphopt.calibrate.images.Preprocess); None where not said.
     """
 
     steps: tuple[Step, ...] = ()
     gates: tuple[Step, ...] = ()
+    preprocess: Mapping[str, Any] | None = None
 
 
 def read_recipe(path: str | PathLike[str]) -> Recipe:
@@ -91,15 +102,22 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
             raise PlanError(
                 f"unknown key {key!r}",
                 where=f"{where}{line}",
-                hint=nearest(key, _TABLES, what="tables") + " A recipe has [[pass]] and [[gate]] tables.",
+                hint=nearest(key, _TABLES, what="tables")
+                + " A recipe has [[pass]] and [[gate]] tables, and [preprocess].",
             )
-    found = {kind: _steps(document.get(kind, []), kind, text, where) for kind in _TABLES}
-    return Recipe(found["pass"], found["gate"])
+    found = {kind: _steps(document.get(kind, []), kind, text, where) for kind in _STEPS}
+    preprocess = document.get(_PREPROCESS)
+    if preprocess is not None and not isinstance(preprocess, dict):
+        raise PlanError("'preprocess' is not a table", where=where, hint="Write [preprocess].")
+    return Recipe(found["pass"], found["gate"], preprocess)
 
 
 def recipe_text(recipe: Recipe) -> str:
     """Return the recipe as TOML; ``parse_recipe`` of it gives an equal recipe."""
     blocks = [_block("pass", step) for step in recipe.steps] + [_block("gate", step) for step in recipe.gates]
+    if recipe.preprocess:
+        lines = (f"{key} = {_any_toml(value)}" for key, value in recipe.preprocess.items())
+        blocks.append("\n".join(["[preprocess]", *lines]) + "\n")
     return "\n".join(blocks)
 
 
@@ -200,6 +218,12 @@ def _toml(text: str) -> str:
         return _string(text)
     same = math.isfinite(number) and repr(number) == text
     return text if same else _string(text)
+
+
+def _any_toml(value: Any) -> str:  # noqa: ANN401 - a value that TOML gave
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_any_toml(item) for item in value)}]"
+    return _string(value) if isinstance(value, str) else _toml(str(printed(value)))
 
 
 def _string(text: str) -> str:

@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 import weakref
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -26,7 +25,7 @@ from graphopt.errors import (
 )
 from graphopt.pipeline import facts
 from graphopt.pipeline.contract import add_hint
-from graphopt.pipeline.known import make_calibration, make_measurements
+from graphopt.pipeline.known import make_calibration, make_measurements, note
 from graphopt.pipeline.manager import OnError
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.request import Outcome, Pipeline, Result, RunRequest
@@ -39,7 +38,6 @@ from graphopt.pipeline.validation import (
     why_not_executable,
 )
 from graphopt.record import ErrorRecord, ModelFacts, RunRecord, RunStatus, ValidationRecord
-from graphopt.runtime.measurements import as_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -258,6 +256,7 @@ class _Run:
             seed=request.seed,
             dims=request.dims,
             registry=registry,
+            preprocess=getattr(request.pipeline, "preprocess", None),
         )
 
     def _transform(
@@ -286,9 +285,7 @@ class _Run:
                 reproducer=request.reproducer,
             )
         finally:
-            self.record.calibration = [asdict(each) for each in calibration.runs]
-            self.record.measurements = as_document(measurements.records)
-            self.record.warnings += calibration.warnings
+            note(self.record, calibration, measurements)
 
     def _manager(
         self, registry: Registry, target: Target, calibration: Calibration, measurements: Measurements

@@ -42,6 +42,7 @@ def open_feeds(
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
     registry: Registry | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> tuple[Iterable[Feeds], tuple[str, ...]]:
     """Return the feeds that *data* names, checked against the inputs of *model*, and warnings about them.
 
@@ -58,7 +59,9 @@ def open_feeds(
     check_dims(specs, dims)
     if data is None or isinstance(data, str | Path):
         text = DEFAULT_DATA if data is None else str(data)
-        request = SourceRequest(text=text, specs=specs, samples=samples, seed=seed, dims=dims)
+        request = SourceRequest(
+            text=text, specs=specs, samples=samples, seed=seed, dims=dims, preprocess=preprocess
+        )
         extra = () if registry is None else tuple(registry.data_sources.values())
         source = open_source(request, extra)
         return source, tuple(source.warnings)

@@ -347,7 +347,7 @@ def test_sources_of_plugins_come_behind_the_built_in_ones(tmp_path: Path) -> Non
 
     assert len(open_source(request("mine:x"), [mine])) == 7
     assert len(open_source(request("random:2"), [mine])) == 2
-    assert list(BUILT_IN) == ["random", "npz", "folder", "onnx-test"]
+    assert list(BUILT_IN) == ["random", "npz", "folder", "onnx-test", "npy", "images", "callable"]
     with pytest.raises(PathError):
         open_source(request(tmp_path / "other:x"), [mine])
 
