@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as oir
+
 from graphopt.errors import GraphoptError, PassFailed
-from graphopt.ir.emit import emit, save
+from graphopt.ir.emit import emit, emit_for_runtime
 from graphopt.passes.pruning.masked import mask_model, randomise_constants, shuffle_weights, values_by_name
 from graphopt.runtime.compare import Comparator
 from graphopt.runtime.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    import onnx_ir as oir
 
     from graphopt.ir import Model
     from graphopt.passes.pruning.masked import Describe, Mask, Operands
@@ -184,21 +184,22 @@ def _run(model: Model, feeds: Sequence[Feeds], where: str) -> list[dict[str, Val
 
 def open_model(model: Model, where: str) -> Session:
     """Open *model* as it stands, without the runtime's own rewrites; *where* is what errors call it."""
-    if _weight_bytes(model) < _LARGE_BYTES:
+    if _fits_in_memory(model):
         return open_session(emit(model).SerializeToString(), optimization="none", where=where)
     with tempfile.TemporaryDirectory(prefix="graphopt-oracle-") as folder:
-        path = Path(folder) / "model.onnx"
-        save(model, path)
-        return open_session(path, optimization="none", where=where)
+        return open_session(emit_for_runtime(model, Path(folder)), optimization="none", where=where)
 
 
-def _weight_bytes(model: Model) -> int:
-    return sum(
-        value.const_value.nbytes
+def _fits_in_memory(model: Model) -> bool:
+    """Return whether *model* is small, and whole without files beside it."""
+    held = [
+        value.const_value
         for graph in model.graphs()
         for value in graph.initializers.values()
         if value.const_value is not None
-    )
+    ]
+    in_files = any(isinstance(tensor, oir.ExternalTensor) for tensor in held)
+    return not in_files and sum(tensor.nbytes for tensor in held) < _LARGE_BYTES
 
 
 def _relative(

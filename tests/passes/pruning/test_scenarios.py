@@ -148,6 +148,49 @@ def test_a_criterion_that_needs_data_says_so(graphopt: CommandLine, tmp_path: Pa
     assert "--data" in f"{answer.document['error']}"
 
 
+def test_a_criterion_that_looks_at_data(graphopt: CommandLine, tmp_path: Path) -> None:
+    model = scenarios.captured_free()
+    options = "macs_ratio=0.5,criterion=energy,max_rounds=2,round_to=1"
+    answer = prune(graphopt, model, tmp_path, options, "--data", "random:4")
+    assert answer.code == 0, answer.err
+    assert len(oracle_of(answer)["exact"]) == 2
+
+
+def test_weights_in_a_file_of_their_own_and_a_child_process(graphopt: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "external.onnx"
+    onnx.save(
+        scenarios.captured_free(),
+        path,
+        save_as_external_data=True,
+        location="external.bin",
+        size_threshold=0,
+        all_tensors_to_one_file=True,
+    )
+    out = tmp_path / "out.onnx"
+    answer = graphopt(
+        "run", path, "-o", out, "--pipeline", "prune-channels{macs_ratio=0.5}", "--isolate", "--json"
+    )
+    assert answer.code == 0, answer.err
+    assert answer.document["output"]["macs"] <= 0.5 * answer.document["input"]["macs"]
+
+
+def test_quantised_weights_go_with_their_scales(graphopt: CommandLine, tmp_path: Path) -> None:
+    answer = prune(graphopt, scenarios.quantised(), tmp_path, "macs_ratio=0.6")
+    assert answer.code == 0, answer.err
+    initializers = load(tmp_path / "out.onnx").graph.initializers
+    sizes = {name: tuple(initializers[name].shape.numpy()) for name in ("w0", "ws0", "wz0", "w1")}  # type: ignore[union-attr]  # they have shapes
+    kept = sizes["w0"][0]
+    assert kept < 32
+    assert sizes["ws0"] == sizes["wz0"] == (kept,)
+    assert sizes["w1"][1] == kept
+
+
+def test_weights_that_a_caller_may_replace_stay_and_are_named(graphopt: CommandLine, tmp_path: Path) -> None:
+    answer = prune(graphopt, scenarios.overridable(), tmp_path, "macs_ratio=0.5")
+    assert answer.code == 1
+    assert "w1" in answer.document["error"]["message"]
+
+
 def test_a_failed_oracle_rolls_back_and_leaves_a_reproducer(
     graphopt: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
