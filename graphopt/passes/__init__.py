@@ -22,6 +22,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "insert-qdq": "graphopt.passes.insert_qdq:InsertQdq",
         "decompress-weights": "graphopt.passes.decompress_weights:DecompressWeights",
         "synthesize-constants": "graphopt.passes.synthesize_constants:SynthesizeConstants",
+        "share-weights": "graphopt.passes.share_weights:ShareWeights",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
         "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",

@@ -68,6 +68,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "insert-qdq",
         "decompress-weights",
         "synthesize-constants",
+        "share-weights",
         "prune-channels",
         "quantize-weights",
         "quantize-dynamic",

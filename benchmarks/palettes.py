@@ -1,0 +1,152 @@
+"""What palettes cost in accuracy and save in bytes, on trained models with data and a metric.
+
+For every case: run the pipeline, then canonicalize, fold-constants and deduplicate behind it, compare the
+file, the task's metric and the time with the original. Exit status 1 where a limit is missed.
+
+    python benchmarks/palettes.py [CASE ...] [--json palettes.json] [--no-time]
+
+Needs GRAPHOPT_ASSETS, and pillow for the tasks with images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+import graphopt
+
+CLEAN = ",canonicalize,fold-constants,deduplicate,eliminate-dead"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pipeline on one task, and its limits."""
+
+    task: str
+    pipeline: str
+    calibration: int = 0
+    size_ratio: float = 1.0
+    spare_bytes: int = 0
+    drop: float | None = None
+
+
+CASES = {
+    "resnet56-4": Case("cifar-resnet56", "share-weights{bits=4}", 0, 0.14, 1 << 16, 0.010),
+    "resnet56-4-data": Case("cifar-resnet56", "share-weights{bits=4}", 128, 0.14, 1 << 16, 0.010),
+    "mobilenetv2-8": Case("mobilenetv2", "share-weights{bits=8}", 0, 0.27, 0, 0.007),
+    "mobilenetv2-6": Case("mobilenetv2", "share-weights{bits=6}", 0),
+    "mobilenetv2-6-data": Case("mobilenetv2", "share-weights{bits=6}", 64, 0.21, 0, 0.020),
+    "mobilenetv2-6-tensor": Case("mobilenetv2", "share-weights{bits=6,granularity=tensor,weighting=none}"),
+    "mobilenetv2-4": Case("mobilenetv2", "share-weights{bits=4}", 64),
+    "llama-ts-4": Case("stories-llama", "synthesize-constants,share-weights{bits=6}", 0, 0.14, 1 << 16, 0.03),
+    "llama-ts-4-data": Case(
+        "stories-llama", "synthesize-constants,share-weights{bits=6}", 16, 0.14, 1 << 16, 0.03
+    ),
+    "llama-ts-5-data": Case("stories-llama", "synthesize-constants,share-weights{bits=5}", 16),
+    "llama-dynamo-4-data": Case(
+        "stories-llama-dynamo", "synthesize-constants,share-weights{bits=6}", 16, 0.14, 1 << 16, 0.03
+    ),
+}
+
+
+@dataclass
+class Row:
+    """What was measured."""
+
+    case: str
+    file_bytes: int
+    original_bytes: int
+    size_ratio: float
+    metric: float
+    metric_fp32: float
+    drop: float
+    time_ratio: float | None
+    noise_ratio: float | None
+    seconds: float
+    passed: bool
+
+
+def load_tasks(assets: Path) -> Any:
+    """Import tasks.py of the assets."""
+    spec = importlib.util.spec_from_file_location("tasks", assets / "tasks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tasks"] = module
+    spec.loader.exec_module(module)
+    return module.TASKS
+
+
+def evaluate(task: Any, path: Path) -> float:
+    """The task's metric of the model at *path*."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return float(task.evaluate(lambda feeds: session.run(None, feeds)))
+
+
+def run_case(name: str, tasks: Any, *, timed: bool, known: dict[str, float]) -> Row:
+    """Measure one case."""
+    case = CASES[name]
+    task = tasks[case.task]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        data = list(task.calibration(case.calibration)) if case.calibration else None
+        graphopt.run(task.model, case.pipeline + CLEAN, out=out, data=data, validate=False)
+        seconds = time.perf_counter() - start
+        if case.task not in known:
+            known[case.task] = evaluate(task, task.model)
+        fp32, metric = known[case.task], evaluate(task, out)
+        before, after = task.model.stat().st_size, out.stat().st_size
+        drop = metric / fp32 - 1 if task.metric == "ppl" else fp32 - metric
+        ratio = noise = None
+        if timed:
+            latency = graphopt.validate(task.model, out, data=list(task.calibration(1))).latency
+            if latency is not None:
+                ratio, noise = latency.ratio, latency.noise_ratio
+    passed = after <= before * case.size_ratio + case.spare_bytes and (case.drop is None or drop <= case.drop)
+    if ratio is not None and noise is not None:
+        passed &= abs(ratio - 1) <= 0.03 + noise
+    return Row(name, after, before, after / before, metric, fp32, drop, ratio, noise, seconds, passed)
+
+
+def main() -> int:
+    """Run the cases that are named, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-time", action="store_true")
+    arguments = parser.parse_args()
+    tasks = load_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
+    rows, known = [], {}
+    for name in arguments.cases or CASES:
+        row = run_case(name, tasks, timed=not arguments.no_time, known=known)
+        rows.append(row)
+        timing = "" if row.time_ratio is None else f" | time {row.time_ratio:.3f}x"
+        print(
+            f"{row.case:22s} {row.file_bytes:9d} bytes {row.size_ratio:6.1%} | "
+            f"{row.metric_fp32:.4f} -> {row.metric:.4f} (drop {row.drop:+.4f}){timing} | "
+            f"{row.seconds:.1f} s | {'ok' if row.passed else 'MISSED'}",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return int(not all(row.passed for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
