@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphopt import __version__
-from graphopt.cli import calibrate, channels, demo, inspect, listings, run, validate
+from graphopt.cli import calibrate, channels, demo, inspect, listings, run, sensitivity, validate
 from graphopt.cli.output import Output, Told, give_streams, reserved_stdout, silence
 from graphopt.errors import GraphoptError, OptionError, ProviderError, WriteError, nearest
 from graphopt.record import RunRecord
@@ -35,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (run, validate, inspect, calibrate, channels, listings, demo):
+for _module in (run, validate, inspect, calibrate, sensitivity, channels, listings, demo):
     _module.register(app)
 
 

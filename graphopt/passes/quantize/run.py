@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.api import Report
 from graphopt.calibrate.needs import Needs
 from graphopt.errors import OptionError, ProviderError, nearest
-from graphopt.passes.quantize.candidates import Candidates, Compute, function_graphs
+from graphopt.passes.quantize.candidates import Candidates, Compute, function_graphs, named
 from graphopt.passes.quantize.emission import Emitter
 from graphopt.passes.quantize.placement import Placement, place
 from graphopt.passes.quantize.plans import read_decisions
@@ -124,8 +124,8 @@ class Quantizer:
         options, name = self.options, node.name or ""
         if name in options.keep_float:
             return "keep_float names it"
-        if name in self.planned:
-            return "" if self.planned[name] else "the plan keeps it float"
+        if not self.planned.get(named(node), True):
+            return "the plan keeps it float"
         if options.include and not any(fnmatch.fnmatchcase(name, each) for each in options.include):
             return "no pattern of include fits its name"
         for pattern in options.exclude:
@@ -135,7 +135,7 @@ class Quantizer:
 
     def _allows_link(self, node: oir.Node) -> bool:
         name = node.name or ""
-        if name in self.options.keep_float or not self.planned.get(name, True):
+        if name in self.options.keep_float or not self.planned.get(named(node), True):
             return False
         return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.options.exclude)
 
@@ -180,7 +180,7 @@ class Quantizer:
     def run(self) -> Report:
         """Quantise in place and say what was done."""
         found = self.candidates()
-        self._check_names(found)
+        self._check_names()
         skipped = list(self.skipped)
         if not found:
             return Report(changed=False, skipped=(*skipped, ("model", "no node can run on codes")))
@@ -195,7 +195,7 @@ class Quantizer:
         variant = Variant(frozenset(possible))
         extra: dict[str, object] = {}
         if self._measures():
-            search = Search(self.context, self.model, self._built(statistics), found)
+            search = Search(self.context, self.model, self.builder(statistics), found)
             outcome = search.run(variant)
             extra["measured"] = search.described()
             kept = sorted(variant.nodes - (outcome.nodes if outcome is not None else frozenset()))
@@ -236,10 +236,9 @@ class Quantizer:
                     skipped.append((each.label, "a depthwise convolution of the net stays float"))
         return [index for index, each in enumerate(found) if each.node in placed]
 
-    def _check_names(self, found: list[Compute]) -> None:
+    def _check_names(self) -> None:
         """Refuse names of keep_float and of the plan that no node has."""
-        del found
-        known = {node.name for node in self.model.nodes() if node.name}
+        known = {each for node in self.model.nodes() for each in (node.name, named(node)) if each}
         for name in (*self.options.keep_float, *self.planned):
             if name not in known:
                 where = "keep_float" if name in self.options.keep_float else str(self.options.plan)
@@ -260,8 +259,8 @@ class Quantizer:
             )
         return possible and (wanted == "on" or self.context.data is not None or self.context.replays)
 
-    def _built(self, statistics: Statistics) -> Callable[[Variant], Model | None]:
-        """Return what makes a quantised copy of the model for a variant."""
+    def builder(self, statistics: Statistics) -> Callable[[Variant], Model | None]:
+        """Return what makes a quantised copy of the model for a variant, None where nothing is left of it."""
 
         def build(variant: Variant) -> Model | None:
             from graphopt.ir.shapes import infer_shapes

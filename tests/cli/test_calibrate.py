@@ -1,0 +1,113 @@
+"""calibrate, sensitivity, and run with what they write."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.calibrate import Statistics
+from tests.passes.test_insert_qdq import residual
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import CommandLine
+
+STEP = "insert-qdq{measure=off}"
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(residual().SerializeToString())
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "feeds.npz"
+    np.savez(path, x=np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32))
+    return path
+
+
+def test_statistics_serve_a_run_and_give_the_same_bytes(
+    graphopt: CommandLine, net: Path, data: Path, tmp_path: Path
+) -> None:
+    stats, one, two = tmp_path / "stats", tmp_path / "1.onnx", tmp_path / "2.onnx"
+    answer = graphopt("calibrate", net, "--data", data, "-o", stats, "--json")
+    assert answer.code == 0
+    assert answer.document["feeds"] == 12
+    assert graphopt("run", net, "-o", one, "--data", data, "--pipeline", STEP).code == 0
+    assert graphopt("run", net, "-o", two, "--statistics", stats, "--pipeline", STEP).code == 0
+    assert one.read_bytes() == two.read_bytes()
+    isolated = tmp_path / "3.onnx"
+    answer = graphopt("run", net, "-o", isolated, "--data", data, "--pipeline", STEP, "--isolate")
+    assert answer.code == 0
+    assert isolated.read_bytes() == one.read_bytes()
+
+
+def test_shards_merge_on_the_command_line(
+    graphopt: CommandLine, net: Path, data: Path, tmp_path: Path
+) -> None:
+    whole, first, both = (tmp_path / name for name in ("whole", "first", "both"))
+    other = tmp_path / "rest.npz"
+    array = np.load(data)["x"]
+    np.savez(other, x=array[5:])
+    assert graphopt("calibrate", net, "--data", data, "-o", whole, "--pipeline", STEP).code == 0
+    assert (
+        graphopt("calibrate", net, "--data", data, "--samples", "5", "-o", first, "--pipeline", STEP).code
+        == 0
+    )
+    answer = graphopt("calibrate", net, "--data", other, "-o", both, "--merge", first, "--pipeline", STEP)
+    assert answer.code == 0
+    one, two = Statistics.load(whole), Statistics.load(both)
+    for name, sketch in one.ranges.items():
+        np.testing.assert_array_equal(sketch.counts, two.range(name).counts)
+
+
+def test_statistics_of_another_model_are_refused(
+    graphopt: CommandLine, net: Path, data: Path, tmp_path: Path
+) -> None:
+    stats = tmp_path / "stats"
+    graphopt("calibrate", net, "--data", data, "-o", stats)
+    other = onnx.load(net)
+    array = onnx.numpy_helper.to_array(other.graph.initializer[0]) * 2
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, other.graph.initializer[0].name))
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(other.SerializeToString())
+    answer = graphopt("run", changed, "-o", tmp_path / "out.onnx", "--statistics", stats, "--pipeline", STEP)
+    assert answer.code == 3
+    assert "content hash differs" in answer.err
+
+
+def test_without_data_the_step_says_what_to_give(graphopt: CommandLine, net: Path, tmp_path: Path) -> None:
+    answer = graphopt("run", net, "-o", tmp_path / "out.onnx", "--pipeline", STEP)
+    assert answer.code == 3
+    assert "--data" in answer.err
+    assert "insert-qdq" in answer.err
+
+
+def test_sensitivity_writes_a_plan_that_insert_qdq_follows(
+    graphopt: CommandLine, net: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    answer = graphopt("sensitivity", net, "--data", data, "-o", plan, "--no-time", "--json")
+    assert answer.code == 0
+    errors = [row["sqnr_db"] for row in answer.document["nodes"]]
+    assert errors == sorted(errors)
+    assert {row["node"] for row in answer.document["nodes"]} == {"conv1", "conv2", "gemm"}
+    assert [item["node"] for item in tomllib.loads(plan.read_text())["item"]] == [
+        row["node"] for row in answer.document["nodes"]
+    ]
+    plan.write_text(plan.read_text().replace("quantise = true", "quantise = false", 1))
+    out = tmp_path / "out.onnx"
+    step = f'insert-qdq{{plan="{plan}",measure=off}}'
+    assert graphopt("run", net, "-o", out, "--data", data, "--pipeline", step).code == 0
+    kept = answer.document["nodes"][0]["node"]
+    (node,) = [each for each in onnx.load(out).graph.node if each.name == kept]
+    stored = {each.name for each in onnx.load(out).graph.initializer}
+    assert node.input[1] in stored  # its weight is still the float one
