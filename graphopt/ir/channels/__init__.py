@@ -42,7 +42,8 @@ and stays so. After a cut places of use that ask for the same slice share it aga
 
 from __future__ import annotations
 
-from graphopt.ir.channels.analysis import Channels, analyse, prepare
+from graphopt.ir.channels.analysis import Channels, analyse
+from graphopt.ir.channels.inlining import prepare
 from graphopt.ir.channels.types import ChannelRule, Consumer, Family, Layout, Lock, Mask, Member, Probe
 
 __all__ = [

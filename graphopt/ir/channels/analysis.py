@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.errors import OptionError, UnsupportedModelError, nearest
+from graphopt.errors import OptionError, nearest
 from graphopt.ir.channels.cutting import Keeping, cut_model
 from graphopt.ir.channels.families import families_in, find_locks, find_units, table_of
+from graphopt.ir.channels.inlining import calls_functions, prepare
 from graphopt.ir.channels.opening import bind_open_dims
 from graphopt.ir.channels.propagation import Propagation
 from graphopt.ir.channels.rules import rule_table
 from graphopt.ir.channels.types import ChannelRule, Consumer, Mask, column_of
 from graphopt.ir.collector import collector_paused
-from graphopt.ir.model import with_subgraphs
 from graphopt.ir.rewrite import input_at
 
 if TYPE_CHECKING:
@@ -218,38 +218,6 @@ class Channels:
         return Keeping(self._run, np.concatenate(dead))
 
 
-def prepare(model: Model) -> bool:
-    """Inline the functions of *model*, in place; :meth:`Channels.cut` does the same before it cuts.
-
-    Returns:
-        Whether there were any calls.
-
-    Raises:
-        UnsupportedModelError: A function takes a graph as attribute, or imports another opset.
-    """
-    if not _calls_functions(model):
-        return False
-    from onnx_ir.passes import InvariantError
-    from onnx_ir.passes.common import InlinePass
-
-    try:
-        InlinePass()(model.store)
-    except (ValueError, InvariantError) as error:
-        raise UnsupportedModelError(
-            f"its functions cannot be inlined: {error}", where="model", hint="Export it without functions."
-        ) from error
-    model.forget_names()
-    return True
-
-
-def _calls_functions(model: Model) -> bool:
-    return bool(model.functions) and any(
-        (node.domain, node.op_type, node.overload or "") in model.functions
-        for graph in with_subgraphs(model.graph)
-        for node in graph
-    )
-
-
 def analyse(
     model: Model,
     shapes: Shapes | None = None,
@@ -272,7 +240,7 @@ def analyse(
     from graphopt.ir.channels.probing import fallback_rule
 
     with collector_paused():
-        if _calls_functions(model):
+        if calls_functions(model):
             model, shapes = model.clone(), None
             prepare(model)
         symbolic, concrete = bind_open_dims(model, shapes, dims or {})
@@ -282,4 +250,4 @@ def analyse(
         return Channels(run, find_units(run), table)
 
 
-__all__ = ["Channels", "analyse", "prepare"]
+__all__ = ["Channels", "analyse"]

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphopt.errors import OptionError, PassFailed, UnsupportedModelError
+from graphopt.errors import OptionError, PassFailed
 from graphopt.ir.channels import ChannelRule, analyse
 from graphopt.ir.emit import emit
 from graphopt.ir.lower import lower
@@ -201,14 +201,25 @@ def test_the_probe_frees_it() -> None:
     check_cut(_with_unknown_operator("com.microsoft", "Inverse"), IMAGE, strict=False, probe=probe)
 
 
-def test_functions_that_cannot_be_inlined_are_refused() -> None:
+@pytest.mark.parametrize(("op_type", "free"), [("Relu", True), ("Softmax", False)])
+def test_a_function_of_another_opset_is_followed_where_it_means_the_same(op_type: str, free: bool) -> None:
+    """Softmax of opset 12 is another operator than that of opset 17; Relu is the same."""
     body = helper.make_function(
-        "loc", "Block", ["X"], ["Y"], [helper.make_node("Relu", ["X"], ["Y"])], [helper.make_opsetid("", 13)]
+        "loc",
+        "Block",
+        ["X"],
+        ["Y"],
+        [helper.make_node(op_type, ["X"], ["Y"])],
+        [helper.make_opsetid("", 14 if free else 12)],
     )
     net = Net(17)
-    proto = net.model(net.add("Block", net.input("x", (2, 8)), domain="loc"), functions=[body])
-    with pytest.raises(UnsupportedModelError, match="cannot be inlined"):
-        analyse(lower(proto))
+    value = net.add("Block", net.linear(net.input("x", (2, 8)), 6, 8), domain="loc")
+    proto = net.model(net.linear(value, 3, 6), functions=[body])
+    channels = analyse(lower(proto))
+    assert [family.size for family in channels.families] == ([6] if free else [])
+    assert [lock.unknown_op for lock in channels.locks if lock.unknown_op] == ([] if free else ["loc.Block"])
+    if free:
+        check_cut(proto, {"x": draw(2, 8)}, channels=channels)
 
 
 def test_a_size_read_as_a_number_stays_what_it_was() -> None:
