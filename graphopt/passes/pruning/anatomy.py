@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as oir
 
     from graphopt.ir import Model
-    from graphopt.ir.channels import Channels, Family, Layout, Lock
+    from graphopt.ir.channels import Channels, Family, Lock
     from graphopt.ir.shapes import Shapes
     from graphopt.passes.pruning.masked import Mask, Operands
     from graphopt.passes.pruning.meter import Rows
@@ -126,16 +126,11 @@ class Anatomy:
             place: Input *place*, or output -1 - *place*.
         """
         layout = (
-            self._layout_of(node, place)
+            self.channels.layout_of(node, place)
             if place >= 0
             else self.channels.layout(node.outputs[-1 - place].name or "")
         )
         return {axis: rows for axis, rows in enumerate(layout) if rows}
-
-    def _layout_of(self, node: oir.Node, place: int) -> Layout:
-        run = self.channels._run  # noqa: SLF001 - until Channels has it
-        axes = run.axes_of_use(node, place) if node.inputs[place] is not None else ()
-        return tuple(self.channels._families_in(axis) for axis in axes)  # noqa: SLF001 - as above
 
     def width(self, family: str) -> int:
         """Return how many channels one unit is made of where it is made: 64 for a head of 64."""
