@@ -23,6 +23,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "decompress-weights": "graphopt.passes.decompress_weights:DecompressWeights",
         "synthesize-constants": "graphopt.passes.synthesize_constants:SynthesizeConstants",
         "share-weights": "graphopt.passes.share_weights:ShareWeights",
+        "convert-float16": "graphopt.passes.convert_float16:ConvertFloat16",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
         "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",

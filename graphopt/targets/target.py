@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from graphopt.targets.channels import ChannelRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydantic resolves it
+from graphopt.targets.half import HalfRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.low_rank import LowRankRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.quantize import QuantizeRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.weight_only import DynamicRules, WeightOnlyRules  # noqa: TC001 - pydantic resolves it
@@ -46,6 +47,7 @@ class Target(BaseModel):
         dequantize: Which DequantizeLinear nodes of stored weights the runtime fuses; None where that is not
             known.
         channels: What numbers of channels pay; None where that is not known.
+        half: Which half-precision types it computes in; None where that is not known.
         low_rank: When a factorised weight is worth it; None where that is not known.
         weight_only: When weights stored as codes are computed with; None where that is not known.
         dynamic: Which operators pay with activations quantised as they come; None where that is not known.
@@ -66,6 +68,7 @@ class Target(BaseModel):
     weight_only: WeightOnlyRules | None = None
     dynamic: DynamicRules | None = None
     quantize: QuantizeRules | None = None
+    half: HalfRules | None = None
 
     @field_validator("sources")
     @classmethod
@@ -86,7 +89,7 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _every_rule_has_a_source(self) -> Self:
-        for table in ("channels", "dequantize", "dynamic", "low_rank", "quantize", "weight_only"):
+        for table in ("channels", "dequantize", "dynamic", "half", "low_rank", "quantize", "weight_only"):
             if getattr(self, table) is not None and table not in self.sources:
                 raise ValueError(f"sources.{table} must say where its rules come from")
         if stray := [name for name in self.unmeasured if name not in self.sources]:

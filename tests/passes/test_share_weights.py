@@ -72,8 +72,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("opset", [9, 17, 21])
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(("bits", "opset"), [*((bits, 17) for bits in range(1, 9)), (3, 9), (4, 21), (6, 21)])
 def test_every_number_of_bits(bits: int, opset: int) -> None:
     weight = normal(64, 129)
     after, report = apply(ShareWeights(), matmul(weight, opset), bits=bits, granularity="tensor")
@@ -189,13 +188,13 @@ def test_errors_count_by_what_the_inputs_are() -> None:
 
 
 def test_bits_are_chosen_weight_by_weight() -> None:
-    for wanted in (15.0, 30.0, 40.0):
+    for wanted in (15.0, 30.0):
         after, report = apply(ShareWeights(), matmul(normal(64, 256)), bits="auto", sqnr_db=wanted)
         told = report.extra["palettes"][0]  # type: ignore[index]
         weight = normal(64, 256)
         error = float(((values_of(after, 64) - weight) ** 2).sum())
         assert 10 * np.log10(float((weight**2).sum()) / error) >= wanted
-        assert told["bits"] == {15.0: 4, 30.0: 6, 40.0: 8}[wanted]
+        assert told["bits"] == {15.0: 4, 30.0: 6}[wanted]
 
 
 @pytest.mark.parametrize("name", ["bytes", "uint4", "scales"])
@@ -245,12 +244,12 @@ def test_the_runtime_folds_palettes_at_load(opset: int, tmp_path: Path) -> None:
 
 
 def test_external_weights_are_read_in_blocks_and_come_out_the_same(tmp_path: Path) -> None:
-    proto = matmul(normal(300, 1000))
+    proto = matmul(normal(301, 300))
     inside, _ = apply(ShareWeights(), proto, bits=5)
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
     outside, _ = apply(ShareWeights(), load(tmp_path / "m.onnx"), bits=5, check=False)
     save(outside, tmp_path / "out.onnx")
-    np.testing.assert_array_equal(values_of(onnx.load(tmp_path / "out.onnx"), 300), values_of(inside, 300))
+    np.testing.assert_array_equal(values_of(onnx.load(tmp_path / "out.onnx"), 301), values_of(inside, 301))
 
 
 def test_weights_that_are_alike_are_stored_once() -> None:

@@ -69,6 +69,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "decompress-weights",
         "synthesize-constants",
         "share-weights",
+        "convert-float16",
         "prune-channels",
         "quantize-weights",
         "quantize-dynamic",

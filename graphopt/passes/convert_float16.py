@@ -1,0 +1,164 @@
+"""convert-float16: compute in half precision where the type and the data allow it, or store weights so.
+
+Types are inferred, not guessed from names: a node becomes half where its operator has a form for it and
+nothing that flows through it exceeds the type. Casts stand only where float and half meet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+
+if TYPE_CHECKING:
+    from graphopt.calibrate.needs import Needs
+    from graphopt.ir import Model
+
+
+class ConvertFloat16(Pass):
+    """Compute in float16 or bfloat16, or store weights in it."""
+
+    info = PassInfo(
+        name="convert-float16",
+        summary="Compute in float16 or bfloat16 where types and ranges allow it, or only store weights so.",
+        lossy=True,
+    )
+
+    class Options(PassOptions):
+        """Which type, for what, and what stays float."""
+
+        dtype: Literal["float16", "bfloat16"] = Field(
+            default="float16", description="the half-precision type (float16 or bfloat16)"
+        )
+        form: Literal["compute", "storage"] = Field(
+            default="compute",
+            description="compute in it, or only store weights in it, with a Cast to float that is folded at "
+            "load: every target runs that",
+        )
+        keep_io: bool = Field(
+            default=True, description="inputs and outputs of the model keep their types (true or false)"
+        )
+        keep: tuple[str, ...] = Field(
+            default=(), description="names of nodes that stay float (patterns with * and ?)"
+        )
+        keep_ops: tuple[str, ...] = Field(default=(), description="operators that stay float (their types)")
+        headroom: float = Field(
+            default=2.0,
+            ge=1.0,
+            description="with data or statistics, nodes stay float where a value reaches the largest number "
+            "of the type over this factor (a factor)",
+        )
+        min_elements: int = Field(
+            default=256, ge=1, description="with form=storage, smallest weight (a number of elements)"
+        )
+
+    def needs(self, model: Model, options: Options, context: Context) -> Needs:
+        """Return the ranges of all float values, where there is data to take them from."""
+        from graphopt.calibrate.needs import Needs
+
+        if options.form == "storage":
+            return Needs()
+        shapes = context.analysis("shapes")
+        names = []
+        for node in model.graph:
+            for value in node.outputs:
+                dtype = shapes.dtype(value)
+                if value.name and dtype is not None and dtype.name == "FLOAT":
+                    names.append(value.name)
+        names += [value.name or "" for value in model.graph.inputs]
+        needs = Needs(ranges=frozenset(name for name in names if name))
+        return needs if context.has_statistics(needs) else Needs()
+
+    def run(self, model: Model, options: Options, context: Context) -> Report:
+        """Convert; see the module.
+
+        Raises:
+            OptionError: The target does not compute in the type, or the opset has no such form.
+        """
+        if options.form == "storage":
+            return _store(model, options)
+        from graphopt.ir.dead import remove_unread
+        from graphopt.passes.cleanup.annotations import annotated_names
+        from graphopt.passes.precision.conversion import Conversion
+
+        _check(model, options, context)
+        needs = self.needs(model, options, context)
+        conversion = Conversion(
+            model,
+            context.analysis("shapes"),
+            dtype=options.dtype,
+            keep=options.keep,
+            keep_ops=options.keep_ops,
+            keep_io=options.keep_io,
+            statistics=context.statistics(needs) if needs else None,
+            headroom=options.headroom,
+        )
+        constants = [value for graph in model.graphs() for value in graph.initializers.values()]
+        constants += [node.outputs[0] for node in model.nodes() if node.op_type == "Constant"]
+        read = [value for value in constants if value.uses()]
+        conversion.run()
+        remove_unread(read, keep=annotated_names(model))
+        counts = {key: number for key, number in sorted(conversion.counts.items()) if number}
+        return Report(changed=bool(counts), counts=counts, skipped=tuple(conversion.skipped))
+
+
+def _check(model: Model, options: ConvertFloat16.Options, context: Context) -> None:
+    from graphopt.errors import OptionError
+
+    rules = context.target.half
+    if rules is not None and options.dtype not in rules.computes:
+        raise OptionError(
+            f"the target {context.target.name!r} does not compute in {options.dtype}",
+            where="option 'dtype'",
+            hint=f"form=storage stores weights as {options.dtype} and computes in float"
+            + (f"; it computes in {', '.join(rules.computes)}." if rules.computes else "."),
+        )
+    if options.dtype == "bfloat16" and model.opset < 13:
+        raise OptionError(
+            f"the model has opset {model.opset}, which has no bfloat16",
+            where="option 'dtype'",
+            hint="Put upgrade-opset{to=13} in front.",
+        )
+
+
+def _store(model: Model, options: ConvertFloat16.Options) -> Report:
+    """Store float weights as halves behind a Cast."""
+    import fnmatch
+
+    from graphopt.ir import tensors
+    from graphopt.passes.cleanup.annotations import annotated_names
+    from graphopt.passes.constants.expressions import Made, Writer, put_in_place
+    from graphopt.passes.precision.types import fits, to_half
+
+    counts: Counter[str] = Counter()
+    skipped: list[tuple[str, str]] = []
+    annotated = annotated_names(model)
+    writer = Writer(model)
+    for graph in model.graphs():
+        for value in list(graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or tensor.dtype.name != "FLOAT" or tensor.size < options.min_elements:
+                continue
+            where = f"weight {value.name!r}"
+            names = [value.name or "", *(node.name or "" for node in value.consumers())]
+            array = tensors.to_array(tensor)
+            reason = ""
+            if tensors.is_overridable(value) or value.is_graph_output() or value.name in annotated:
+                reason = "callers or annotations know it by its name and type"
+            elif any(fnmatch.fnmatchcase(name, pattern) for pattern in options.keep for name in names):
+                reason = "it is to be kept"
+            elif not value.uses():
+                reason = "nothing reads it"
+            elif not fits(array, options.dtype):
+                reason = f"it holds numbers beyond the largest {options.dtype}"
+            if reason:
+                skipped.append((where, reason))
+                continue
+            made = Made("Cast", (to_half(array, options.dtype),), {"to": int(tensor.dtype)})
+            put_in_place(model, writer, value, made)
+            counts["weights_stored"] += 1
+            counts["bytes_saved"] += array.nbytes // 2
+    return Report(changed=bool(counts), counts=dict(sorted(counts.items())), skipped=tuple(skipped))
