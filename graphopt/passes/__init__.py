@@ -24,6 +24,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "synthesize-constants": "graphopt.passes.synthesize_constants:SynthesizeConstants",
         "share-weights": "graphopt.passes.share_weights:ShareWeights",
         "convert-float16": "graphopt.passes.convert_float16:ConvertFloat16",
+        "sparsify-weights": "graphopt.passes.sparsify_weights:SparsifyWeights",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
         "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",

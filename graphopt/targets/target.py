@@ -11,6 +11,7 @@ from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydanti
 from graphopt.targets.half import HalfRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.low_rank import LowRankRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.quantize import QuantizeRules  # noqa: TC001 - pydantic resolves it
+from graphopt.targets.sparse import SparseRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.weight_only import DynamicRules, WeightOnlyRules  # noqa: TC001 - pydantic resolves it
 
 
@@ -48,6 +49,7 @@ class Target(BaseModel):
             known.
         channels: What numbers of channels pay; None where that is not known.
         half: Which half-precision types it computes in; None where that is not known.
+        sparse: Patterns of zeros that it computes faster; None where it multiplies zeros like other numbers.
         low_rank: When a factorised weight is worth it; None where that is not known.
         weight_only: When weights stored as codes are computed with; None where that is not known.
         dynamic: Which operators pay with activations quantised as they come; None where that is not known.
@@ -69,6 +71,7 @@ class Target(BaseModel):
     dynamic: DynamicRules | None = None
     quantize: QuantizeRules | None = None
     half: HalfRules | None = None
+    sparse: SparseRules | None = None
 
     @field_validator("sources")
     @classmethod
@@ -89,7 +92,16 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _every_rule_has_a_source(self) -> Self:
-        for table in ("channels", "dequantize", "dynamic", "half", "low_rank", "quantize", "weight_only"):
+        for table in (
+            "channels",
+            "dequantize",
+            "dynamic",
+            "half",
+            "low_rank",
+            "quantize",
+            "sparse",
+            "weight_only",
+        ):
             if getattr(self, table) is not None and table not in self.sources:
                 raise ValueError(f"sources.{table} must say where its rules come from")
         if stray := [name for name in self.unmeasured if name not in self.sources]:

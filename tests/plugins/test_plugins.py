@@ -70,6 +70,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "synthesize-constants",
         "share-weights",
         "convert-float16",
+        "sparsify-weights",
         "prune-channels",
         "quantize-weights",
         "quantize-dynamic",

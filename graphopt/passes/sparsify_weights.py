@@ -1,0 +1,208 @@
+"""sparsify-weights: set the least important elements of weights to zero, in a pattern.
+
+On most targets a zero is multiplied like any other number: what is gained is size, of the file where tensors
+are stored sparse, or of an archive of it. The report says which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+
+if TYPE_CHECKING:
+    from graphopt.calibrate.needs import Needs
+    from graphopt.ir import Model
+    from graphopt.passes.palettes.candidates import Candidate
+
+_SPARSE_IR_VERSION = 5
+"""First version of ONNX's IR with sparse initializers."""
+
+
+class SparsifyWeights(Pass):
+    """Set elements of weights to zero: the smallest, two of four, or blocks."""
+
+    info = PassInfo(
+        name="sparsify-weights",
+        summary="Set the least important elements of weights to zero: one by one, n of m, or in blocks.",
+        preserves=frozenset({"shapes"}),
+        lossy=True,
+    )
+
+    class Options(PassOptions):
+        """How many, in which pattern, judged by what."""
+
+        sparsity: float = Field(
+            default=0.5, ge=0.0, lt=1.0, description="share of each weight to set to zero (in [0, 1))"
+        )
+        pattern: Literal["unstructured", "n:m", "block"] = Field(
+            default="unstructured",
+            description="single elements, n of each m neighbours along the input channels, or blocks",
+        )
+        n: int = Field(default=2, ge=1, description="with n:m, elements that stay of each m (a number)")
+        m: int = Field(default=4, ge=2, description="with n:m, neighbours that are compared (a number)")
+        block_rows: int = Field(default=4, ge=1, description="with block, output channels of a block")
+        block_columns: int = Field(default=4, ge=1, description="with block, input channels of a block")
+        criterion: Literal["magnitude", "wanda", "entropy"] = Field(
+            default="magnitude",
+            description="what counts: the magnitude alone, or times the root mean square of the input "
+            "(wanda), or times the information that the input carries (entropy); these need data",
+        )
+        scope: Literal["row", "tensor"] = Field(
+            default="tensor",
+            description="what elements are compared with: the row of an output, or the whole weight",
+        )
+        storage: Literal["dense", "sparse"] = Field(
+            default="dense",
+            description="sparse stores a weight as ONNX sparse initializer where that is smaller (an index "
+            "takes 8 bytes)",
+        )
+        min_elements: int = Field(default=512, ge=1, description="smallest weight (a number of elements)")
+        keep: tuple[str, ...] = Field(
+            default=(), description="names of nodes or initializers to leave alone (patterns with * and ?)"
+        )
+
+        @model_validator(mode="after")
+        def _fewer_than_all(self) -> SparsifyWeights.Options:
+            if self.n >= self.m:
+                raise ValueError(f"n must be less than m, got {self.n}:{self.m}")
+            return self
+
+    def needs(self, model: Model, options: Options, context: Context) -> Needs:
+        """Return the moments of the inputs of all weights, where the criterion asks for them."""
+        from graphopt.calibrate.needs import Needs
+        from graphopt.passes.palettes.candidates import needs_of
+
+        del context
+        return needs_of(_candidates(model, options)[0]) if options.criterion != "magnitude" else Needs()
+
+    def run(self, model: Model, options: Options, context: Context) -> Report:
+        """Mask weight by weight.
+
+        Raises:
+            DataError: The criterion needs data and there are none.
+        """
+        import numpy as np
+
+        from graphopt.ir import tensors
+        from graphopt.passes.sparsity.masks import back, factors, mask_of, rows_of
+
+        needs = self.needs(model, options, context)
+        statistics = context.statistics(needs) if needs else None
+        counts: Counter[str] = Counter()
+        candidates, skipped = _candidates(model, options)
+        told: list[dict[str, object]] = []
+        for candidate in candidates:
+            where = f"weight {candidate.name!r}"
+            array = tensors.to_array(candidate.tensor)
+            if not np.isfinite(array).all():
+                skipped.append((where, "it holds NaN or infinities"))
+                continue
+            rows = rows_of(array, candidate)
+            if reason := _does_not_fit(rows.shape, options):
+                skipped.append((where, reason))
+                continue
+            scores = np.abs(rows).astype(np.float64)
+            if statistics is not None:
+                scale = None
+                if candidate.activation is not None and candidate.activation in statistics.channels:
+                    scale = factors(statistics.channel(*candidate.activation), options.criterion)
+                if scale is None or scale.size != rows.shape[1]:
+                    skipped.append((where, "judged by magnitude: its input has no moments that fit it"))
+                else:
+                    scores *= scale
+            mask = mask_of(
+                scores,
+                options.sparsity,
+                pattern=options.pattern,
+                nm=(options.n, options.m),
+                block=(options.block_rows, options.block_columns),
+                scope=options.scope,
+            )
+            if not (rows[~mask] != 0).any():
+                skipped.append((where, "it has these zeros already"))
+                if options.storage == "dense":
+                    continue
+            masked = np.ascontiguousarray(back(np.where(mask, rows, 0).astype(array.dtype), candidate))
+            stored, reason = _store(model, candidate, masked, options)
+            if reason:
+                skipped.append((where, reason))
+            if stored is candidate.tensor:
+                continue
+            candidate.value.const_value = stored
+            counts["sparsified"] += 1
+            counts["zeros"] += int((masked == 0).sum())
+            told.append(
+                {
+                    "weight": candidate.name,
+                    "sparsity": round(float((masked == 0).mean()), 4),
+                    "stored": "sparse" if isinstance(stored, tensors.SparseTensor) else "dense",
+                }
+            )
+        extra: dict[str, object] = {}
+        if told:
+            gain = "size only on this target"
+            name = f"{options.n}:{options.m}" if options.pattern == "n:m" else options.pattern
+            rules = context.target.sparse
+            if rules is not None and name in rules.patterns:
+                gain = f"the target computes {name} faster"
+            else:
+                skipped.append((f"target {context.target.name!r}", f"{gain}: zeros cost what numbers cost"))
+            extra = {"gain": gain, "weights": told}
+        return Report(
+            changed=bool(told), counts=dict(sorted(counts.items())), skipped=tuple(skipped), extra=extra
+        )
+
+
+def _candidates(
+    model: Model, options: SparsifyWeights.Options
+) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    from graphopt.passes.cleanup.annotations import annotated_names
+    from graphopt.passes.palettes.candidates import find_candidates
+
+    return find_candidates(
+        model, min_elements=options.min_elements, keep=options.keep, annotated=annotated_names(model)
+    )
+
+
+def _does_not_fit(shape: tuple[int, ...], options: SparsifyWeights.Options) -> str:
+    if options.pattern == "n:m" and shape[1] % options.m:
+        return f"its {shape[1]} input channels are no multiple of {options.m}"
+    if options.pattern == "block" and (shape[0] % options.block_rows or shape[1] % options.block_columns):
+        return (
+            f"blocks of {options.block_rows} x {options.block_columns} do not divide its"
+            f" {shape[0]} rows of {shape[1]} inputs"
+        )
+    return ""
+
+
+def _store(
+    model: Model,
+    candidate: Candidate,
+    masked: Any,  # noqa: ANN401 - an array
+    options: SparsifyWeights.Options,
+) -> tuple[Any, str]:
+    """Return the tensor to hold instead, and why it is dense where sparse was asked for."""
+    import numpy as np
+
+    from graphopt.ir import tensors
+
+    name = candidate.name
+    dense = tensors.from_array(masked, name)
+    if options.storage == "dense":
+        return dense, ""
+    if model.ir_version < _SPARSE_IR_VERSION:
+        return dense, f"IR version {model.ir_version} has no sparse initializers"
+    if any(function.graph is candidate.value.graph for function in model.functions.values()):
+        return dense, "a function holds no initializers"
+    flat = masked.reshape(-1)
+    places = np.flatnonzero(flat).astype(np.int64)
+    size = places.size * (8 + flat.itemsize)
+    if size >= masked.nbytes or not places.size:
+        return dense, f"stored sparse it would take {size} bytes instead of {masked.nbytes}"
+    values = tensors.from_array(flat[places], name)
+    indices = tensors.from_array(places, f"{name}_indices")
+    return tensors.SparseTensor(values, indices, masked.shape, name=name), ""

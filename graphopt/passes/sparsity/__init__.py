@@ -1,0 +1,1 @@
+"""What sparsify-weights is made of: scores and masks."""

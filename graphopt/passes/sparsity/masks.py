@@ -1,0 +1,93 @@
+"""Which elements of a weight stay: scores of elements, and masks in a pattern."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from graphopt.calibrate.moments import ChannelMoments
+    from graphopt.passes.palettes.candidates import Candidate
+
+    Array = npt.NDArray[Any]
+    Mask = npt.NDArray[np.bool_]
+
+
+def rows_of(array: Array, candidate: Candidate) -> Array:
+    """Return *array*, shaped as the weight, as [rows, inputs]; inputs are the input channels."""
+    moved = np.moveaxis(array, candidate.axis, 0)
+    if candidate.input_axis is None:
+        return moved.reshape(moved.shape[0], -1)
+    at = candidate.input_axis + (candidate.input_axis < candidate.axis)
+    moved = np.moveaxis(moved, at, -1)
+    return moved.reshape(-1, moved.shape[-1])
+
+
+def back(rows: Array, candidate: Candidate) -> Array:
+    """Undo :func:`rows_of`."""
+    dims = candidate.dims
+    rest = [axis for axis in range(len(dims)) if axis not in {candidate.axis, candidate.input_axis}]
+    order = [candidate.axis, *rest] + ([] if candidate.input_axis is None else [candidate.input_axis])
+    return rows.reshape([dims[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def factors(moments: ChannelMoments, criterion: str) -> npt.NDArray[np.float64]:
+    """Return by what the magnitudes of the weights of each input channel are multiplied.
+
+    Args:
+        moments: Of the channels of the activation.
+        criterion: "wanda": the root of the mean square (Sun et al. 2023). "entropy": the information in bits
+            that a Gaussian signal of the channel's variance carries, against noise of the mean variance.
+    """
+    if criterion == "wanda":
+        return np.sqrt(moments.mean_square)
+    variance = moments.variance
+    noise = variance.mean()
+    bits: npt.NDArray[np.float64] = (
+        0.5 * np.log2(1 + variance / noise) if noise > 0 else np.ones(variance.size)
+    )
+    return bits
+
+
+def mask_of(
+    scores: Array, sparsity: float, *, pattern: str, nm: tuple[int, int], block: tuple[int, int], scope: str
+) -> Mask:
+    """Return which elements of a [rows, inputs] matrix of *scores* stay.
+
+    Args:
+        scores: Non-negative importance.
+        sparsity: Share of the elements to remove; with n:m the pattern says it.
+        pattern: "unstructured", "n:m" or "block".
+        nm: Of each *m* neighbours along the inputs the *n* with the largest score stay.
+        block: Rows and inputs of a block, which divide the matrix.
+        scope: "row" compares within each row, "tensor" within the whole weight.
+    """
+    rows, inputs = scores.shape
+    if pattern == "n:m":
+        keep, group = nm
+        grouped = scores.reshape(rows, inputs // group, group)
+        order = np.argsort(-grouped, axis=-1, kind="stable")
+        mask = np.zeros(grouped.shape, bool)
+        np.put_along_axis(mask, order[..., :keep], True, axis=-1)  # noqa: FBT003 - numpy's own signature
+        return mask.reshape(rows, inputs)
+    if pattern == "block":
+        high, wide = block
+        sums = (scores**2).reshape(rows // high, high, inputs // wide, wide).sum((1, 3))
+        kept = _largest(sums.reshape(1, -1), sparsity).reshape(sums.shape)
+        return np.repeat(np.repeat(kept, high, 0), wide, 1)
+    if scope == "row":
+        return _largest(scores, sparsity)
+    return _largest(scores.reshape(1, -1), sparsity).reshape(scores.shape)
+
+
+def _largest(scores: Array, sparsity: float) -> Mask:
+    """Keep the largest of each row; of equal ones the first."""
+    remove = round(scores.shape[1] * sparsity)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    mask = np.zeros(scores.shape, bool)
+    kept = order[:, : scores.shape[1] - remove]
+    np.put_along_axis(mask, kept, True, axis=1)  # noqa: FBT003 - as above
+    return mask
