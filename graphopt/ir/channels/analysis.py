@@ -163,7 +163,12 @@ class Channels:
 
         Unlike :meth:`layout` it tells the places of use of one constant apart.
         """
-        return tuple(self._families_in(axis) for axis in self._run.axes_of_use(node, index))
+        value = input_at(node, index)
+        if value is None:
+            return ()
+        # Not axes_of_use, which labels what the analysis never came to: such dims carry nothing.
+        axes = self._run.labels.get(value) or self._run.uses.get((node, index)) or ()
+        return tuple(self._families_in(axis) for axis in axes)
 
     def _families_in(self, axis: Array | None) -> tuple[tuple[str, Array], ...]:
         if axis is None:

@@ -125,7 +125,7 @@ class Plan:
         alignments: The alignment that each family's choices keep.
         reached: Whether the budget is met, as far as the meter can tell.
         removed: MACs or parameters that go, as the budget counts.
-        most: What would go if every family were cut as far as its floor lets it.
+        floors: What each family keeps when it is cut as far as its floor lets it.
         note: What had to give way for the budget; "" where nothing.
     """
 
@@ -133,7 +133,7 @@ class Plan:
     alignments: Mapping[str, int]
     reached: bool
     removed: int
-    most: int
+    floors: Mapping[str, int]
     note: str = ""
 
 
@@ -169,12 +169,13 @@ def allocate(
     )
     total = meter.removed_macs if budget == "macs" else meter.removed_parameters
     rungs = [(share, alignment) for share in (FLOOR_SHARE, 0.0) for alignment in ladder]
-    most, reached, note = 0, False, ""
+    reached, note = False, ""
+    floors: dict[str, int] = {}
     pairs: dict[str, tuple[tuple[int, ...], int]] = {}
     for share, alignment in rungs:
         pairs = {each.name: choices_for(each, round_to, alignment, min_family, share) for each in candidates}
-        most = total({name: counts[-1] for name, (counts, _) in pairs.items()})
-        reached = most >= to_remove
+        floors = {name: counts[-1] for name, (counts, _) in pairs.items()}
+        reached = total(floors) >= to_remove
         if reached:
             note = _gave_way(ladder[0], alignment, share)
             break
@@ -188,7 +189,7 @@ def allocate(
     else:
         counts = _greedy(candidates, offered, meter, budget, to_remove)
     alignments = {name: alignment for name, (_, alignment) in pairs.items()}
-    return Plan(counts, alignments, reached, total(counts), most, note)
+    return Plan(counts, alignments, reached, total(counts), floors, note)
 
 
 def _gave_way(first: int, alignment: int, share: float) -> str:

@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from graphopt.runtime.session import Feeds
 
 # Sizes to try for dims that nobody bound: a batch of one suits most; an image of one pixel suits nobody.
-_SIZES = (4, 1, 16, 64, 32, 128, 320)
-_BATCH = 1
+_SIZES = (4, 1, 16, 64, 32, 128, 256, 320, 512, 576)
 
 
 def oracle_feeds(model: Model, dims: Mapping[str, int], seed: int, count: int) -> Sequence[Feeds]:
     """Return random feeds that the original takes.
 
-    Free dims that *dims* does not bind get the first size that the model runs with; the first dim of an input
-    gets 1 where that works.
+    Free dims that *dims* does not bind get the first size that the model runs with; the first dim of an
+    input, or all but the last, get 1 where that works.
 
     Args:
         model: The original.
@@ -35,13 +34,17 @@ def oracle_feeds(model: Model, dims: Mapping[str, int], seed: int, count: int) -
         DataError: No size suits.
     """
     specs = input_specs(model)
-    session = open_model(model, "the original")
     free = [name for name in free_dims(specs) if name not in dims]
+    if not free:
+        return random_feeds(model, count, seed, dims)
+    session = open_model(model, "the original")
     first = {spec.shape[0] for spec in specs if spec.shape} | {f"{spec.name}[0]" for spec in specs}
+    last = {spec.shape[-1] for spec in specs if spec.shape}
+    last |= {f"{spec.name}[{len(spec.shape) - 1}]" for spec in specs if spec.shape}
     refusal: GraphoptError | None = None
-    for size in _SIZES if free else (1,):
-        for batch in dict.fromkeys((_BATCH, size)):
-            sizes = {name: batch if name in first else size for name in free}
+    for size in _SIZES:
+        for narrow in (first, set(free) - last, set[str]()):
+            sizes = {name: 1 if name in narrow else size for name in free}
             try:
                 feeds = random_feeds(model, count, seed, {**sizes, **dims})
                 session.run(feeds[0])

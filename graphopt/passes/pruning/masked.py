@@ -75,6 +75,16 @@ def shuffle_weights(model: Model, seed: int) -> tuple[str, ...]:
     return _rewrite(model, shuffled)
 
 
+def nudge_weights(model: Model, seed: int) -> tuple[str, ...]:
+    """Change every weight by about a unit in the last place of float32, in place: what rounding does."""
+
+    def nudged(value: oir.Value, array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        noise = _stream(value, seed).standard_normal(array.shape)
+        return np.asarray(array * (1.0 + np.finfo(np.float32).eps * noise))
+
+    return _rewrite(model, nudged)
+
+
 def _rewrite(model: Model, change: Any) -> tuple[str, ...]:  # noqa: ANN401 - a function of value and array
     changed = []
     for graph in model.graphs():

@@ -25,7 +25,7 @@ from graphopt.errors import (
 )
 from graphopt.ir.channels import prepare
 from graphopt.ir.fingerprint import fingerprint
-from graphopt.passes.pruning.allocation import Budget, Candidate, Plan, allocate, ordered
+from graphopt.passes.pruning.allocation import Budget, Candidate, allocate, ordered
 from graphopt.passes.pruning.anatomy import Anatomy, examine
 from graphopt.passes.pruning.compensation import Recovery, compensate
 from graphopt.passes.pruning.inputs import oracle_feeds
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     Kept = dict[str, npt.NDArray[np.intp]]
 
-_ATTEMPTS = 4  # at a budget that the meter misjudged
+_ATTEMPTS = 8  # at a budget that the meter misjudged
 _FEEDS = 2  # that the oracle runs
 _MOST_LOCKS = 20  # named in an error; the report has all
 
@@ -307,11 +307,19 @@ class Pruner:
             got = _amount(self.now if cut is None else cut.cost, budget)
             if got <= limit or not plan.reached:
                 break
-            to_remove += got - limit
+            # The meter counts both branches of an If, the budget only the larger one.
+            gone, wanted = _amount(self.now, budget) - got, _amount(self.now, budget) - limit
+            to_remove = max(to_remove + got - limit, math.ceil(to_remove * wanted / max(gone, 1)))
         if plan.note:
             self.notes[plan.note] = None
         if got > limit and final:
-            self.fall_short(budget, ratio, first, plan, got)
+            floor = self.cut(
+                whole,
+                anatomy,
+                {each.name: np.sort(each.order[: plan.floors[each.name]]) for each in candidates},
+            )
+            least = got if floor is None else min(got, _amount(floor.cost, budget))
+            self.fall_short(budget, ratio, _amount(first, budget), got, least, len(candidates))
         return cut
 
     def planned(self, anatomy: Anatomy, chosen: Sequence[str]) -> Kept:
@@ -343,18 +351,18 @@ class Pruner:
         """Return why *where* is left alone."""
         return next((reason for place, reason in self.skipped if place == where), "it is left alone")
 
-    def fall_short(self, budget: Budget, ratio: float, first: Cost, plan: Plan, got: int) -> None:
+    def fall_short(
+        self, budget: Budget, ratio: float, total: int, got: int, least: int, families: int
+    ) -> None:
         """Say how far the ratio was reached, as an error unless that is what was asked for."""
         option = "macs_ratio" if budget == "macs" else "params_ratio"
-        total = _amount(first, budget)
-        least = (_amount(self.now, budget) - plan.most) / total
         if self.options.best_effort:
             self.notes[f"{option}={ratio:g} is out of reach: {got / total:.4f} was reached"] = None
             return
         reasons = [f"{where}: {reason}" for where, reason in self.skipped]
         raise GateFailed(
-            f"{option}={ratio:g} cannot be reached: with every free family at its floor {least:.4f} remains"
-            f" ({len(plan.counts)} families are free;"
+            f"{option}={ratio:g} cannot be reached: with every free family at its floor {least / total:.4f}"
+            f" remains ({families} families are free;"
             f" {'; '.join(reasons[:_MOST_LOCKS]) or 'nothing is locked'})",
             where=f"option {option!r}",
             hint="Ask for less, allow more (units, allow_approximate, min_family, round_to), or set"

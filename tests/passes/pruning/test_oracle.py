@@ -141,17 +141,17 @@ def test_the_model_itself_stays_as_it_is() -> None:
     assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
 
 
-def test_an_effect_too_small_to_be_seen_proves_nothing() -> None:
+def test_an_effect_too_small_to_be_told_from_a_wrong_cut_proves_nothing() -> None:
     model = model_of()
     tiny = np.full((5, 8), 1e-5, np.float32)
-    tiny[:, KEPT] = 1
+    tiny[:, [0, 2, 3]] = 1
+    tiny[:, 7] = 2e-5
     value = values_by_name(model)["w2"]
     value.const_value = from_array(tiny, "w2")
-
-    def shuffle_nothing(*_: object) -> tuple[str, ...]:
-        return ()
-
+    wrong = claim_for(model, cutter(second=[0, 2, 3, 6]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphopt.passes.pruning.oracle.shuffle_weights", shuffle_nothing)
+        patch.setattr("graphopt.passes.pruning.oracle.shuffle_weights", lambda *_: ())
         with pytest.raises(PassFailed, match="proves nothing"):
-            judge(model, claim_for(model, cutter()), FEEDS, seed=0)
+            judge(model, wrong, FEEDS, seed=0)
+        patch.undo()
+    assert not judge(model, wrong, FEEDS, seed=0).passed  # with shuffled weights it is found
