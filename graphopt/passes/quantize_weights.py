@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+from graphopt.calibrate.needs import Needs
 
 if TYPE_CHECKING:
     from graphopt.ir import Model
@@ -47,6 +48,11 @@ class QuantizeWeights(Pass):
         refine: Literal["none", "hqq"] = Field(
             default="none", description="half-quadratic refinement of the scales (none or hqq)"
         )
+        feedback: bool = Field(
+            default=False,
+            description="round so that the weights of a product make up for each other on the data; "
+            "with symmetric codes and clip=none (true or false)",
+        )
         form: Literal["auto", "dequantize", "folded", "matmulnbits"] = Field(
             default="auto",
             description="what unpacks the codes: what the target runs best (auto), DequantizeLinear "
@@ -76,6 +82,12 @@ class QuantizeWeights(Pass):
                 raise ValueError("block_size must be a power of two from 16 on")
             return size
 
+    def needs(self, model: Model, options: Options, context: Context) -> Needs:  # noqa: ARG002 - as the base class
+        """Return the second moments of what products read, where errors are fed back."""
+        from graphopt.passes.weights.quantizer import grams_of
+
+        return grams_of(model) if options.feedback else Needs()
+
     def run(self, model: Model, options: Options, context: Context) -> Report:
         """Quantise weight by weight in graph order; see the module."""
         from graphopt.passes.weights.quantizer import Quantizer, Settings
@@ -86,6 +98,7 @@ class QuantizeWeights(Pass):
             symmetric=options.symmetric,
             clip=options.clip,
             refine=options.refine,
+            feedback=options.feedback,
             form=options.form,
             embeddings=options.embeddings,
             min_elements=options.min_elements,

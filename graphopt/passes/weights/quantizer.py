@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from graphopt.api import Report
+from graphopt.calibrate.needs import Needs, Rows
 from graphopt.errors import UnsupportedModelError
 from graphopt.ir.rewrite import is_op
 from graphopt.ir.semantics import WeightRole
-from graphopt.ir.stream import is_finite
+from graphopt.ir.stream import is_finite, is_in_file
+from graphopt.ir.tensors import constant_of, from_array, to_array
 from graphopt.passes.weights import places, recipes
+from graphopt.passes.weights.feedback import on_grid
 from graphopt.passes.weights.grid import Grid
 from graphopt.passes.weights.unpack import Unpacker, replace_clamp
 from graphopt.targets.target import release_key
 
 if TYPE_CHECKING:
     from graphopt.api import Context
+    from graphopt.calibrate.moments import Gram
     from graphopt.ir import Model
     from graphopt.passes.weights.places import Weight
     from graphopt.targets.weight_only import WeightOnlyRules
@@ -38,6 +42,7 @@ class Settings:
     symmetric: bool
     clip: Literal["none", "mse"]
     refine: Literal["none", "hqq"]
+    feedback: bool
     form: Literal["auto", "dequantize", "folded", "matmulnbits"]
     embeddings: Literal["gather", "folded", "keep"]
     min_elements: int
@@ -57,6 +62,10 @@ class Quantizer:
         self._counts: Counter[str] = Counter()
         self._skipped: list[tuple[str, str]] = []
         self._notes: list[dict[str, object]] = []
+        self._told: dict[str, dict[str, object]] = {}
+        self._grams: dict[Rows, Gram] = {}
+        if settings.feedback:
+            self._grams = context.statistics(grams_of(model)).grams
 
     def run(self) -> Report:
         """Quantise every weight that can be; see quantize_weights."""
@@ -180,6 +189,7 @@ class Quantizer:
     def _product_codes(self, weight: Weight, layout: tuple[int, int, bool]) -> tuple[recipes.Codes, int]:
         rows, columns, turned = layout
         block = self._block()
+        weight = self._fed_back(weight, turned=turned, block=block)
         if not block or block >= rows:
             return recipes.by_column(weight.tensor, rows, columns, self._grid, turned=turned), 0
         return recipes.by_columns(weight.tensor, rows, columns, self._grid, block, turned=turned), block
@@ -248,6 +258,7 @@ class Quantizer:
         )
         if is_product and not turned:
             rows, columns = dims
+            weight = self._fed_back(weight, turned=False, block=0 if block and rows % block else block)
             if not block or rows % block:
                 return recipes.by_column(weight.tensor, rows, columns, self._grid, scale_dims=(1, columns))
             return recipes.by_columns(weight.tensor, rows, columns, self._grid, block, apart=True)
@@ -265,6 +276,28 @@ class Quantizer:
         scale_dims = (*dims[:kept], *(1 for _ in dims[kept:]))
         return recipes.by_lines(weight.tensor, lines, length, self._grid, length, dims, scale_dims)
 
+    def _fed_back(self, weight: Weight, *, turned: bool, block: int) -> Weight:
+        """Return *weight* moved onto its grid with error feedback, where that was asked for and can be."""
+        if not self._settings.feedback:
+            return weight
+        rows = Rows.of(weight.uses[0].node, 0)
+        if not (self._grid.symmetric and self._grid.is_plain):
+            reason = "error feedback needs symmetric codes, clip=none and refine=none"
+        elif len(weight.uses) > 1 or is_in_file(weight.tensor):
+            reason = "error feedback needs a weight in memory with one reader"
+        elif rows is None or rows not in self._grams:
+            reason = "there are no second moments of what it is multiplied with"
+        else:
+            array = to_array(weight.tensor)
+            moved, told = on_grid(
+                array.T if turned else array, self._grams[rows], self._grid, block, f"weight {weight.name!r}"
+            )
+            self._told[weight.name] = told
+            self._counts["fed_back"] += 1
+            return replace(weight, tensor=from_array(moved.T if turned else moved, weight.name))
+        self._skipped.append((weight.name, f"rounded to nearest: {reason}"))
+        return weight
+
     def _done(
         self, unpacker: Unpacker, weight: Weight, codes: recipes.Codes, form: str, reason: str = ""
     ) -> None:
@@ -277,9 +310,21 @@ class Quantizer:
             "bytes_before": weight.tensor.nbytes,
             "bytes_after": stored,
         }
+        note |= self._told.get(weight.name, {})
         if reason:
             note["reason"] = f"not fused: {reason}"
         self._notes.append(note)
+
+
+def grams_of(model: Model) -> Needs:
+    """Return the second moments of what the products of *model* with constant weights read."""
+    found = set()
+    for node in model.graph:
+        if is_op(node, "MatMul", "Gemm") and len(node.inputs) > 1 and constant_of(node.inputs[1]) is not None:
+            rows = Rows.of(node, 0)
+            if rows is not None:
+                found.add(rows)
+    return Needs(grams=frozenset(found))
 
 
 _STACKED = frozenset({"LSTM", "GRU", "RNN"})
