@@ -12,7 +12,7 @@ import pytest
 
 from graphopt.ir.channels import analyse
 from graphopt.ir.lower import lower
-from tests.ir.channels import attentive, controlled, convolutional
+from tests.ir.channels import assorted, attentive, controlled, convolutional
 from tests.ir.channels.support import check_cut, half
 from tests.passes.harness import run_feeds, session_for
 
@@ -86,6 +86,20 @@ NETS: dict[str, tuple[Callable[[], Built], str]] = {
     "If": (controlled.if_capture, "channels 16 + channels 6"),
     "Loop": (controlled.loop, "hidden 10 + hidden 12"),
     "Scan": (controlled.scan, "hidden 12 + hidden 6"),
+    "gated": (assorted.gated, "channels 16"),
+    "pixel shuffle": (assorted.pixel_shuffle, "channels 6"),
+    "weight norm": (assorted.weight_norm, "channels 12"),
+    "YOLO": (assorted.yolo, "channels 12 + 2 channels 16 + 4 channels 8"),
+    "cross-attention": (assorted.cross_attention, "2 head_dims 8 + heads 3 + 2 hidden 24"),
+    "cached decoder": (assorted.cached_decoder, "hidden 24 + hidden 40"),
+    "volumes": (assorted.volumes, "channels 8"),
+    "spatial attention": (assorted.spatial_attention, "channels 10 + ~channels 16 + channels 4"),
+    "channels last": (assorted.channels_last, "channels 10 + channels 12"),
+    "excitation by reshape": (assorted.excitation_by_reshape, "channels 16 + hidden 6"),
+    "Conformer": (assorted.conformer, "channels 16 + channels 24"),
+    "sequence lengths": (assorted.sequence_lengths, "hidden 6"),
+    "gathered": (assorted.gathered, "hidden 12"),
+    "normalised embedding": (assorted.normalised_embedding, "3 channels 6 + channels 8"),
     "function": (controlled.function_call, "hidden 10 + hidden 12"),
 }
 # ONNX's own inference does not look into the function behind this operator.
