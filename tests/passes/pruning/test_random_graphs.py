@@ -55,7 +55,7 @@ drawn = given(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @drawn
 def test_a_few(proto: onnx.ModelProto, ratio: float, scope: str, criterion: str, approximate: bool) -> None:
     check(proto, ratio, scope, criterion, approximate=approximate)

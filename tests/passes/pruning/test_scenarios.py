@@ -69,8 +69,7 @@ def test_a2_a_value_that_both_branches_capture(graphopt: CommandLine, tmp_path: 
 
 # Each run of the command line validates in a child process, which takes half a second.
 HEADS = [
-    head if head in {"flatten", "slice"} else pytest.param(head, marks=pytest.mark.slow)
-    for head in scenarios.HEADS
+    head if head == "reshape zero" else pytest.param(head, marks=pytest.mark.slow) for head in scenarios.HEADS
 ]
 
 
@@ -155,6 +154,7 @@ def test_a_criterion_that_needs_data_says_so(graphopt: CommandLine, tmp_path: Pa
     assert "--data" in f"{answer.document['error']}"
 
 
+@pytest.mark.slow
 def test_a_criterion_that_looks_at_data(graphopt: CommandLine, tmp_path: Path) -> None:
     model = scenarios.captured_free()
     options = "macs_ratio=0.5,criterion=energy,max_rounds=2,round_to=1"
@@ -163,6 +163,7 @@ def test_a_criterion_that_looks_at_data(graphopt: CommandLine, tmp_path: Path) -
     assert len(oracle_of(answer)["exact"]) == 2
 
 
+@pytest.mark.slow
 def test_weights_in_a_file_of_their_own_and_a_child_process(graphopt: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "external.onnx"
     onnx.save(
@@ -181,6 +182,7 @@ def test_weights_in_a_file_of_their_own_and_a_child_process(graphopt: CommandLin
     assert answer.document["output"]["macs"] <= 0.5 * answer.document["input"]["macs"]
 
 
+@pytest.mark.slow
 def test_quantised_weights_go_with_their_scales(graphopt: CommandLine, tmp_path: Path) -> None:
     answer = prune(graphopt, scenarios.quantised(), tmp_path, "macs_ratio=0.6")
     assert answer.code == 0, answer.err
