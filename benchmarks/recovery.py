@@ -78,7 +78,7 @@ def _rank(ratio: float, drop: float) -> dict[str, Case]:
     }
 
 
-_LLAMA = "synthesize-constants,prune-channels{params_ratio=0.8,units=[heads,hidden],"
+_LLAMA = "synthesize-constants,prune-channels{params_ratio=0.8,units=[heads,hidden],rows_per_sample=512,"
 _INT4 = "upgrade-opset{to=21},quantize-weights{bits=4,block_size=32"
 
 CASES = {
@@ -87,13 +87,16 @@ CASES = {
     **_prune("cifar-resnet56", 0.5, 0.045),
     **_prune("cifar-resnet56", 0.75, 0.007),
     **_prune("mobilenetv2", 0.8, 0.05, 200, None),
+    "mobilenetv2-80-obs-changed": Case(
+        "mobilenetv2", f"prune-channels{{macs_ratio=0.8,{TIGHT},criterion=obs,{LS},refit=changed}}", 200, 0.05
+    ),
     **_rank(0.75, 0.025),
     **_rank(0.5, 0.08),
     "anomaly-ae-lowrank": Case(
         "anomaly-ae", "factorize-lowrank{macs_ratio=0.5,round_to=8,min_gain=1}", 3920, 0.005, None, 1.5
     ),
     "llama-80-l1": Case("stories-llama", f"{_LLAMA}{TIGHT},criterion=l1}}", 32),
-    "llama-80-obs-ls": Case("stories-llama", f"{_LLAMA}{TIGHT},criterion=obs,{LS}}}", 32, 0.15),
+    "llama-80-obs-ls": Case("stories-llama", f"{_LLAMA}{TIGHT},scope=family,criterion=obs,{LS}}}", 32, 0.15),
     "resnet56-int8": Case("cifar-resnet56", "insert-qdq", 256),
     "resnet56-prune-int8": Case(
         "cifar-resnet56",
