@@ -65,7 +65,7 @@ def test_the_figures_are_true(result: DemoResult) -> None:
     assert result.before.accuracy == accuracy_of(MODEL)
     assert result.after.accuracy == accuracy_of(out)
     assert result.before.accuracy >= 0.98
-    assert result.after.accuracy >= result.before.accuracy - 1e-9
+    assert result.after.accuracy >= result.before.accuracy - 0.01
     assert (result.before.bytes, result.after.bytes) == (MODEL.stat().st_size, out.stat().st_size)
     assert result.after.nodes == len(onnx.load(out).graph.node)
     assert 0 < result.after.latency_s < 1
@@ -73,11 +73,13 @@ def test_the_figures_are_true(result: DemoResult) -> None:
 
 
 @pytest.mark.slow
-def test_the_clean_up_pays(result: DemoResult) -> None:
+def test_the_pipeline_pays(result: DemoResult) -> None:
     out = onnx.load(result.files[0])
     operators = {node.op_type for node in out.graph.node}
     assert not operators & {"BatchNormalization", "Identity", "Constant"}
-    assert result.after.nodes < result.before.nodes / 2
-    assert result.after.bytes < result.before.bytes
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    assert result.after.bytes < result.before.bytes / 4
+    cost = [facts.macs for facts in (result.report.input, result.report.output) if facts is not None]
+    assert cost[1] <= 0.5 * cost[0]
     assert result.report.validation is not None
     assert all(output.passed for output in result.report.validation.outputs)
