@@ -2,7 +2,7 @@
 
     GRAPHOPT_ASSETS=... python benchmarks/quantize.py [--json FILE] [NAME...]
 
-Tasks have a metric; nets have random weights, a speed and an SQNR only. Both quantised models are timed against the
+Tasks have a metric; nets have random weights, a speed and an SQNR only. Both results are timed against the
 cleaned-up float one in the same run, interleaved (graphopt.runtime.latency).
 """
 
