@@ -78,10 +78,10 @@ class Quantizer:
             self._skipped.append(("model", "no operator reads a stored float weight of two dims or more"))
         for done, weight in enumerate(found):
             self._context.progress(done, len(found))
-            if not is_finite(weight.tensor):
+            try:
+                self._quantize(weight)
+            except recipes.NotFinite:
                 self._skipped.append((weight.name, "it holds NaN or infinities"))
-                continue
-            self._quantize(weight)
         if self._counts:
             needed = _IR_VERSIONS.get(self._settings.bits, 0)
             self._model.store.ir_version = max(self._model.ir_version, needed)
@@ -245,8 +245,8 @@ class Quantizer:
             why = reason or "it would be unpacked in every run"
             self._skipped.append((weight.name, f"no form pays on {self._context.target.name}: {why}"))
             return
-        unpacker = Unpacker(self._model, weight)
         codes = self._folded_codes(weight)
+        unpacker = Unpacker(self._model, weight)
         unpacker.folded(codes, weight.dims)
         self._done(unpacker, weight, codes, "folded", reason)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as oir
 
-from graphopt.ir.stream import Block, Matrix, Part, Recipe, produce, scan
+from graphopt.ir.stream import Block, Matrix, Part, Recipe, is_finite, produce, scan
 from graphopt.ir.tensors import from_array, pack
 
 if TYPE_CHECKING:
@@ -39,6 +39,20 @@ class Codes:
     zero: oir.TensorProtocol | None
 
 
+class NotFinite(Exception):  # noqa: N818 - an answer, not a failure; it never leaves the family
+    """A weight holds NaN or infinities."""
+
+
+def require_finite(tensor: oir.TensorProtocol) -> None:
+    """Raise where a weight cannot be rounded.
+
+    Raises:
+        NotFinite: It holds NaN or infinities.
+    """
+    if not is_finite(tensor):
+        raise NotFinite
+
+
 def by_columns(
     tensor: oir.TensorProtocol,
     rows: int,
@@ -61,6 +75,7 @@ def by_columns(
         apart: Give the groups, which must be whole, a dim of their own: codes [groups, block, columns] and
             scales [groups, 1, columns].
     """
+    require_finite(tensor)
     groups = -(-rows // block)
     dims = (groups, block, columns) if apart else (rows, columns)
     scale_dims = (groups, 1, columns) if apart else (groups, columns)
@@ -101,6 +116,7 @@ def by_column(
 ) -> Codes:
     """Return [rows, columns] codes with one scale a column; the scales, [columns], are computed now."""
     if turned or not grid.is_plain:
+        require_finite(tensor)
         matrix = Matrix(tensor, columns, rows) if turned else Matrix(tensor, rows, columns, axis=1)
 
         def fit(piece: Block) -> tuple[Array, Array | None]:
@@ -119,6 +135,8 @@ def by_column(
         )
         least = np.min([low for low, _ in extremes], axis=0)
         most = np.max([high for _, high in extremes], axis=0)
+        if not (np.isfinite(least).all() and np.isfinite(most).all()):
+            raise NotFinite  # the extremes tell; no need to read everything once more
         scale, zero = grid.span(least, most)
     # Columns of 4-bit codes may share a byte across rows.
     multiple = 8 // grid.width
@@ -165,6 +183,7 @@ def by_lines(
         dims: Shape of the codes.
         scale_dims: Shape of scales and zero points.
     """
+    require_finite(tensor)
     groups = length // block
     multiple = math.lcm(
         8 // grid.width // math.gcd(8 // grid.width, length),
@@ -193,6 +212,7 @@ def for_nbits(
     Codes are bytes [columns, groups, bytes of a block], scales [columns, groups]. Zero points are bytes too,
     [columns, groups * bits / 8]; without them the middle code is zero.
     """
+    require_finite(tensor)
     groups = -(-rows // block)
     per_byte = 8 // grid.width
     matrix = Matrix(tensor, columns, rows) if turned else Matrix(tensor, rows, columns, axis=1)

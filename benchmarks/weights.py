@@ -1,0 +1,375 @@
+"""The weight family: streaming, weight-only and dynamic quantisation, each against what it must reach.
+
+    python benchmarks/weights.py [--part stream,decoder,encoder,lstm,rules] [--gib 4] [--output FILE]
+
+``stream`` generates a model of matrix products with external weights, quantises it in a child process and
+compares time with reading the same bytes and writing as many as come out (page cache warm, both made durable),
+and the child's peak memory. The other parts generate models with random weights and compare thread CPU time
+on one thread, interleaved with fp32, in fresh sessions (graphopt.runtime.latency). One line of JSON a
+measurement; the exit status is 1 where a limit is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIDE = 4096
+BLOCK_BYTES = 16 << 20
+STREAM_TIME_LIMIT = 2.0
+STREAM_PEAK_LIMIT_GB = 0.5
+
+
+def report(results: list[dict[str, Any]], **line: Any) -> None:
+    """Print one measurement and keep it."""
+    results.append(line)
+    print(json.dumps(line), flush=True)
+
+
+# Streaming
+
+
+def make_large(folder: Path, total_bytes: int) -> Path:
+    """Write a chain of square products with *total_bytes* of external weights and return its path."""
+    from onnx import TensorProto, helper
+
+    count = max(1, total_bytes // (SIDE * SIDE * 4))
+    base = np.random.default_rng(0).standard_normal((SIDE, SIDE), dtype=np.float32) * 0.02
+    nodes, tensors = [], []
+    with (folder / "weights.bin").open("wb") as file:
+        for k in range(count):
+            file.write(np.roll(base, 97 * k).data)
+            tensor = TensorProto(name=f"w{k}", data_type=TensorProto.FLOAT, dims=[SIDE, SIDE])
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (
+                ("location", "weights.bin"),
+                ("offset", k * base.nbytes),
+                ("length", base.nbytes),
+            ):
+                tensor.external_data.add(key=key, value=str(value))
+            tensors.append(tensor)
+            nodes.append(helper.make_node("MatMul", [f"x{k}", f"w{k}"], [f"x{k + 1}"], name=f"product{k}"))
+    infos = [helper.make_tensor_value_info(name, 1, [1, SIDE]) for name in ("x0", f"x{count}")]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], initializer=tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path = folder / "large.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def quantize_child(model: Path, out: Path, bits: int) -> None:
+    """Quantise in this process; prints seconds and peak resident bytes."""
+    import graphopt
+
+    start = time.perf_counter()
+    graphopt.run(model, f"quantize-weights{{bits={bits}}}", out=out, validate=False)
+    seconds = time.perf_counter() - start
+    (line,) = [
+        text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM")
+    ]
+    print(json.dumps({"seconds": seconds, "peak_gb": int(line.split()[1]) * 1024 / 1e9}))
+
+
+def raw_seconds(source: Path, target: Path, write_bytes: int) -> float:
+    """Read all of *source* and write *write_bytes*, durably; return seconds."""
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    total = source.stat().st_size
+    start = time.perf_counter()
+    done = written = 0
+    with source.open("rb", buffering=0) as file, target.open("wb", buffering=0) as out:
+        while count := file.readinto(buffer):
+            done += count
+            due = write_bytes * done // total - written
+            written += out.write(buffer[:due])
+        os.fsync(out.fileno())
+    return time.perf_counter() - start
+
+
+def stream(results: list[dict[str, Any]], folder: Path, gib: float, trials: int) -> bool:
+    """Quantise a large model to 8 and 4 bits."""
+    model = make_large(folder, int(gib * 2**30))
+    os.sync()  # what was just made must not be written while the clock runs
+    source, passed = folder / "weights.bin", True
+    for bits in (8, 4):
+        ours, raw, peak, size = [], [], 0.0, 0
+        for _ in range(trials):
+            out = folder / "out.onnx"
+            command = [sys.executable, __file__, "--child", str(model), str(out), str(bits)]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            size = (folder / "out.onnx.data").stat().st_size
+            (folder / "out.onnx.data").unlink()
+            raw.append(raw_seconds(source, folder / "copy.bin", size))
+            (folder / "copy.bin").unlink()
+            ours.append(found["seconds"])
+            peak = max(peak, found["peak_gb"])
+        ratio = statistics.median(ours) / statistics.median(raw)
+        good = ratio <= STREAM_TIME_LIMIT and peak < STREAM_PEAK_LIMIT_GB
+        passed &= good
+        report(
+            results,
+            part="stream",
+            bits=bits,
+            gib=gib,
+            seconds=round(statistics.median(ours), 2),
+            raw_s=round(statistics.median(raw), 2),
+            time_ratio=round(ratio, 2),
+            time_limit=STREAM_TIME_LIMIT,
+            peak_gb=round(peak, 3),
+            peak_limit_gb=STREAM_PEAK_LIMIT_GB,
+            output_gb=round(size / 1e9, 2),
+            passed=good,
+        )
+    return passed
+
+
+# Whole models
+
+
+class Builder:
+    """Nodes and random weights of a model, appended one by one."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self._rng = np.random.default_rng(seed)
+        self._count = 0
+
+    def weight(self, *dims: int, scale: float | None = None) -> str:
+        """Add a random weight and return its name."""
+        from onnx import numpy_helper
+
+        self._count += 1
+        name = f"w{self._count}"
+        spread = scale if scale is not None else 1 / math.sqrt(dims[-2] if len(dims) > 1 else 64)
+        array = (self._rng.standard_normal(dims) * spread).astype(np.float32)
+        self.tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+    def constant(self, value: Any, dtype: Any) -> str:
+        """Add a constant and return its name."""
+        from onnx import numpy_helper
+
+        self._count += 1
+        self.tensors.append(numpy_helper.from_array(np.array(value, dtype), f"c{self._count}"))
+        return f"c{self._count}"
+
+    def add(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node with one output and return its name."""
+        from onnx import helper
+
+        self._count += 1
+        name = f"{op_type.lower()}{self._count}"
+        self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def norm(self, x: str, width: int) -> str:
+        """Add a LayerNormalization with constant scale and shift."""
+        scale, shift = self.constant(np.ones(width), np.float32), self.weight(width, scale=0.02)
+        return self.add("LayerNormalization", x, scale, shift)
+
+    def dense(self, x: str, rows: int, columns: int) -> str:
+        """Add a product and its bias."""
+        return self.add(
+            "Add", self.add("MatMul", x, self.weight(rows, columns)), self.weight(columns, scale=0.02)
+        )
+
+    def save(self, path: Path, inputs: dict[str, tuple[int, list[int]]], output: str, rank: int) -> Path:
+        """Write the model and return its path."""
+        from onnx import helper
+
+        infos = [helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in inputs.items()]
+        result = helper.make_tensor_value_info(output, 1, [None] * rank)
+        graph = helper.make_graph(self.nodes, "g", infos, [result], initializer=self.tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        path.write_bytes(model.SerializeToString())
+        return path
+
+
+def attention(b: Builder, x: str, width: int, heads: int, *, past: int, layer: int) -> str:
+    """Add self-attention; with *past* positions of a cache, which are inputs of the model."""
+    split = b.constant([0, 0, heads, width // heads], np.int64)
+    joined = b.constant([0, 0, width], np.int64)
+    query, key, value = (b.add("Reshape", b.dense(x, width, width), split) for _ in range(3))
+    query = b.add("Transpose", query, perm=[0, 2, 1, 3])
+    key = b.add("Transpose", key, perm=[0, 2, 1, 3])
+    value = b.add("Transpose", value, perm=[0, 2, 1, 3])
+    if past:
+        key = b.add("Concat", f"key{layer}", key, axis=2)
+        value = b.add("Concat", f"value{layer}", value, axis=2)
+    scores = b.add("MatMul", query, b.add("Transpose", key, perm=[0, 1, 3, 2]))
+    scaled = b.add("Mul", scores, b.constant(1 / math.sqrt(width // heads), np.float32))
+    mixed = b.add("MatMul", b.add("Softmax", scaled, axis=-1), value)
+    merged = b.add("Reshape", b.add("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
+    return b.dense(merged, width, width)
+
+
+def decoder(path: Path, *, width: int = 768, layers: int = 4, vocabulary: int = 4096, past: int = 64) -> Path:
+    """Write one step of a GPT-like decoder: one token, a cache of *past* positions."""
+    b = Builder()
+    inputs: dict[str, tuple[int, list[int]]] = {"tokens": (7, [1, 1])}
+    x = b.add("Gather", b.weight(vocabulary, width, scale=0.5), "tokens")
+    for layer in range(layers):
+        for name in ("key", "value"):
+            inputs[f"{name}{layer}"] = (1, [1, 12, past, width // 12])
+        x = b.add("Add", x, attention(b, b.norm(x, width), width, 12, past=past, layer=layer))
+        hidden = b.add("Gelu", b.dense(b.norm(x, width), width, 4 * width))
+        x = b.add("Add", x, b.dense(hidden, 4 * width, width))
+    logits = b.add("MatMul", b.norm(x, width), b.weight(width, vocabulary))
+    return b.save(path, inputs, logits, 3)
+
+
+def encoder(path: Path, *, width: int = 768, layers: int = 4, tokens: int = 128) -> Path:
+    """Write a BERT-base-like encoder of a few layers on *tokens* embedded tokens."""
+    b = Builder()
+    x = "x"
+    for _ in range(layers):
+        x = b.norm(b.add("Add", attention(b, x, width, 12, past=0, layer=0), x), width)
+        hidden = b.dense(x, width, 4 * width)
+        erf = b.add("Erf", b.add("Div", hidden, b.constant(math.sqrt(2), np.float32)))
+        gelu = b.add(
+            "Mul",
+            b.add("Mul", hidden, b.add("Add", erf, b.constant(1, np.float32))),
+            b.constant(0.5, np.float32),
+        )
+        x = b.norm(b.add("Add", b.dense(gelu, 4 * width, width), x), width)
+    return b.save(path, {"x": (1, [1, tokens, width])}, x, 3)
+
+
+def lstm(path: Path, *, width: int = 512, hidden: int = 512, steps: int = 32) -> Path:
+    """Write two LSTM, one behind the other."""
+    b = Builder()
+    axis = b.constant([1], np.int64)
+    x, inputs = "x", width
+    for _ in range(2):
+        spread = 1 / math.sqrt(hidden)
+        weight, recurrent = (
+            b.weight(1, 4 * hidden, inputs, scale=spread),
+            b.weight(1, 4 * hidden, hidden, scale=spread),
+        )
+        x = b.add("Squeeze", b.add("LSTM", x, weight, recurrent, hidden_size=hidden), axis)
+        inputs = hidden
+    return b.save(path, {"x": (1, [steps, 1, width])}, x, 3)
+
+
+def feeds_of(path: Path) -> dict[str, Any]:
+    """Return one seeded feed."""
+    import onnx
+
+    rng, feeds = np.random.default_rng(1), {}
+    for info in onnx.load(path).graph.input:
+        dims = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        integer = info.type.tensor_type.elem_type == onnx.TensorProto.INT64
+        feeds[info.name] = (
+            rng.integers(0, 1000, dims) if integer else rng.standard_normal(dims).astype(np.float32)
+        )
+    return feeds
+
+
+def judge(
+    results: list[dict[str, Any]],
+    part: str,
+    model: Path,
+    pipeline: str,
+    *,
+    speed: float,
+    sqnr_db: float | None = None,
+) -> bool:
+    """Run *pipeline* on *model* and compare time and outputs at the runtime's full optimisation."""
+    import graphopt
+    from graphopt.runtime.latency import measure_latency
+    from graphopt.runtime.session import open_session
+
+    out = model.with_name(f"out-{model.name}")
+    graphopt.run(model, pipeline, out=out, validate=False)
+    feeds = feeds_of(model)
+    one, two = (next(iter(open_session(path).run(feeds).values())) for path in (model, out))
+    noise = float(np.square(np.asarray(one, np.float64) - np.asarray(two, np.float64)).sum())
+    found_db = 10 * math.log10(float(np.square(np.asarray(one, np.float64)).sum()) / max(noise, 1e-300))
+    latency = measure_latency(model, out, feeds)
+    good = 1 / latency.ratio >= speed and (sqnr_db is None or found_db >= sqnr_db)
+    report(
+        results,
+        part=part,
+        pipeline=pipeline,
+        speedup=round(1 / latency.ratio, 2),
+        speedup_limit=speed,
+        noise_ratio=round(latency.noise_ratio, 3),
+        before_ms=round(1e3 * latency.before_s, 3),
+        sqnr_db=round(found_db, 1),
+        sqnr_limit_db=sqnr_db,
+        file_ratio=round(out.stat().st_size / model.stat().st_size, 3),
+        passed=good,
+    )
+    return good
+
+
+def rules(results: list[dict[str, Any]], folder: Path) -> None:
+    """Measure from which width on codes pay, for the tables [weight_only] and [dynamic] of ort-cpu."""
+    pipelines = {
+        "weights 8 bit": "quantize-weights{form=dequantize,min_elements=1}",
+        "weights 8 bit in blocks": "quantize-weights{form=dequantize,min_elements=1,block_size=64}",
+        "weights 4 bit": "quantize-weights{form=dequantize,min_elements=1,bits=4,block_size=64}",
+        "dynamic": "quantize-dynamic{min_elements=1}",
+    }
+    for width in (64, 128, 192, 256, 512, 768):
+        for rows in (1, 16, 128):
+            b = Builder()
+            x = "x"
+            for _ in range(4):
+                x = b.dense(x, width, width)
+            model = b.save(folder / "rule.onnx", {"x": (1, [1, rows, width])}, x, 3)
+            for pipeline in pipelines.values():
+                judge(results, f"rules, width {width}, {rows} rows", model, pipeline, speed=0.0)
+
+
+def main() -> int:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", default="stream,decoder,encoder,lstm")
+    parser.add_argument("--gib", type=float, default=4.0)
+    parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--child", nargs=3)
+    options = parser.parse_args()
+    if options.child:
+        quantize_child(Path(options.child[0]), Path(options.child[1]), int(options.child[2]))
+        return 0
+    parts = options.part.split(",")
+    results: list[dict[str, Any]] = []
+    passed = True
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        if "stream" in parts:
+            passed &= stream(results, folder, options.gib, options.trials)
+        if "decoder" in parts:
+            model = decoder(folder / "decoder.onnx")
+            passed &= judge(results, "decoder", model, "quantize-weights{bits=4}", speed=3.0)
+            passed &= judge(results, "decoder", model, "quantize-weights", speed=1.8)
+        if "encoder" in parts:
+            model = encoder(folder / "encoder.onnx")
+            both = "quantize-dynamic,rewrite-residual-sum"
+            passed &= judge(results, "encoder", model, both, speed=2.9, sqnr_db=32.0)
+            judge(results, "encoder", model, "rewrite-residual-sum", speed=0.0)
+        if "lstm" in parts:
+            passed &= judge(results, "lstm", lstm(folder / "lstm.onnx"), "quantize-dynamic", speed=3.0)
+        if "rules" in parts:
+            rules(results, folder)
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
