@@ -276,8 +276,9 @@ def is_finite(tensor: oir.TensorProtocol) -> bool:
 
     def finite(block: Block) -> bool:
         data = block.as_float32() if block.data.dtype.kind == "V" else block.data
+        flat = data.reshape(-1)
         with np.errstate(invalid="ignore"):
-            return bool(np.isfinite(data.max()) and np.isfinite(data.min()))
+            return bool(np.isfinite(flat.max()) and np.isfinite(flat.min()))
 
     return all(scan(Matrix(tensor, size, 1), finite))
 
