@@ -23,7 +23,7 @@ from graphopt.errors import (
     OptionError,
     ProviderError,
 )
-from graphopt.pipeline import facts
+from graphopt.pipeline import facts, ledger
 from graphopt.pipeline.contract import add_hint
 from graphopt.pipeline.known import make_calibration, make_measurements, note
 from graphopt.pipeline.manager import OnError
@@ -192,6 +192,7 @@ class _Run:
         record.warnings += warnings
         feeds = self._given_feeds(model, registry)
         record.input = self._input_facts(model)
+        book = ledger.Book(model, record.input.bytes)
         result = self._transform(model, plan, gates, registry, target, feeds)
         record.steps = result.steps
         record.warnings += result.warnings
@@ -202,7 +203,9 @@ class _Run:
         if result.model is request.model:  # no step was committed; editing the result must not edit the input
             result.model = result.model.clone()
         self.outcome.model = result.model
+        book.check(result.model)
         self._finish(result, plan, gates, feeds, registry, target)
+        book.close(result.model, record)
 
     def _plugins(self) -> Registry:
         from graphopt.pipeline.plugins import load_plugins
