@@ -4,9 +4,9 @@
 
 ``stream`` generates a model of matrix products with external weights, quantises it in a child process and
 compares time with reading the same bytes and writing as many as come out (page cache warm, both made
-durable), and the child's peak memory. The other parts generate models with random weights and compare thread CPU time
-on one thread, interleaved with fp32, in fresh sessions (graphopt.runtime.latency). One line of JSON a
-measurement; the exit status is 1 where a limit is missed.
+durable), and the child's peak memory. The other parts generate models with random weights and compare
+thread CPU time on one thread, interleaved with fp32, in fresh sessions (graphopt.runtime.latency). One line
+of JSON a measurement; the exit status is 1 where a limit is missed.
 """
 
 from __future__ import annotations

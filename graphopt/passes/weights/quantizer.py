@@ -13,7 +13,7 @@ from graphopt.calibrate.needs import Needs, Rows
 from graphopt.errors import UnsupportedModelError
 from graphopt.ir.rewrite import is_op
 from graphopt.ir.semantics import WeightRole
-from graphopt.ir.stream import is_finite, is_in_file
+from graphopt.ir.stream import is_in_file
 from graphopt.ir.tensors import constant_of, from_array, to_array
 from graphopt.passes.weights import places, recipes
 from graphopt.passes.weights.feedback import on_grid
@@ -280,6 +280,7 @@ class Quantizer:
         """Return *weight* moved onto its grid with error feedback, where that was asked for and can be."""
         if not self._settings.feedback:
             return weight
+        recipes.require_finite(weight.tensor)
         rows = Rows.of(weight.uses[0].node, 0)
         if not (self._grid.symmetric and self._grid.is_plain):
             reason = "error feedback needs symmetric codes, clip=none and refine=none"
