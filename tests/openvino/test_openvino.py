@@ -11,6 +11,7 @@ import pytest
 from graphopt.ir.lower import load, lower
 from graphopt.passes.decompress_weights import DecompressWeights
 from graphopt.pipeline.run import run
+from graphopt.pipeline.validation import validate
 from graphopt.runtime.providers import installation_warnings, runtime_versions
 from graphopt.runtime.session import open_session
 from graphopt.runtime.structure import structure_of
@@ -90,3 +91,33 @@ def test_its_numbers_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert isinstance(mine, np.ndarray)
     assert isinstance(other, np.ndarray)
     assert np.abs(mine - other).max() <= 1.001 * float(qdq.SCALE)  # one code, where rounding meets a tie
+
+
+@pytest.mark.parametrize(
+    ("name", "min_sqnr_db"),
+    [("cifar10_resnet20_jpeg", 28.0), ("mlperf_kws_dscnn", 30.0), ("mlperf_ad_autoencoder", 22.0)],
+)
+def test_quantised_tasks_load_agree_and_say_where_they_run(
+    assets: Path, tmp_path: Path, name: str, min_sqnr_db: float
+) -> None:
+    path, out = assets / "models" / f"{name}.onnx", tmp_path / "out.onnx"
+    dims = dict.fromkeys(free_dims(path), 1)
+    pipeline = (
+        "canonicalize,fold-constants,decompress-weights{where=all},fuse-batchnorm,insert-qdq{measure=off}"
+    )
+    result = run(path, pipeline, out=out, target="openvino", data="random:4", dims=dims, validate=False)
+    assert result.report.steps[-1].counts["nodes"] >= 10
+    compared = validate(
+        path,
+        out,
+        data="random:4",
+        provider="openvino",
+        dims=dims,
+        min_sqnr_db=min_sqnr_db,
+        measure_latency=False,
+    )
+    assert compared.passed, compared.problems
+    assert set(compared.placement["nodes"]) == {"openvino"}
+    assert compared.structure is not None
+    assert sum(compared.structure.quantised.values()) >= 10
+    assert compared.structure.off_provider == {}
