@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 Spacing = Literal["kmeans", "linear", "log", "power-of-two"]
 
-_BINS = 512
+_BINS = 768
 """Points that the dynamic programme looks at; Lloyd's steps on all points follow."""
 
-_EXACT_SIZE = 32
+_EXACT_SIZE = 64
 """Up to this many clusters the dynamic programme runs; its time grows with their number."""
 
 _ROUNDS = 30
