@@ -92,7 +92,7 @@ def measure(path: Path, pipeline: str, feeds: Any, expected: list[Any], folder: 
     changed = any(each.status == "committed" for each in result.report.steps)
     row: dict[str, Any] = {"seconds": round(seconds, 2), "changed": changed, "counts": dict(step.counts)}
     if not changed:
-        row["reason"] = step.skipped[0][1] if step.skipped else "nothing to do"
+        row["reason"] = step.skipped[0].reason if step.skipped else "nothing to do"
         return row
     row["bytes_ratio"] = round(out.stat().st_size / path.stat().st_size, 4)
     found = outputs(out, feeds)
