@@ -169,8 +169,8 @@ class ErrorRecord(Record):
 class RunRecord(Record):
     """One command from start to end.
 
-    ``calibration`` lists the passes over the data, ``measurements`` the latencies that steps asked for;
-    ``--measurements`` answers from such a list.
+    ``extra`` holds what a run has besides: ``calibration`` lists the passes over the data, ``measurements``
+    the latencies that steps asked for, from which ``--measurements`` answers.
     """
 
     schema_: int = Field(default=1, alias="schema")
@@ -189,8 +189,6 @@ class RunRecord(Record):
     validation: ValidationRecord | None = None
     warnings: list[str] = Field(default_factory=list)
     error: ErrorRecord | None = None
-    calibration: list[dict[str, Any]] = Field(default_factory=list)
-    measurements: list[dict[str, Any]] = Field(default_factory=list)
     extra: dict[str, Any] = Field(default_factory=dict)
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, populate_by_name=True)

@@ -60,6 +60,8 @@ def note(record: RunRecord, calibration: Calibration, measurements: Measurements
     """Write what was collected and measured into *record*."""
     from graphopt.runtime.measurements import as_document
 
-    record.calibration = [asdict(each) for each in calibration.runs]
-    record.measurements = as_document(measurements.records)
+    if calibration.runs:
+        record.extra["calibration"] = [asdict(each) for each in calibration.runs]
+    if measurements.records:
+        record.extra["measurements"] = as_document(measurements.records)
     record.warnings += calibration.warnings

@@ -213,7 +213,7 @@ def as_document(records: Iterable[Measured]) -> list[dict[str, Any]]:
 
 
 def read_measurements(path: Path) -> dict[tuple[str, str], Measured]:
-    """Return the measurements of a report.json, or of a JSON file with its ``measurements`` list alone.
+    """Return the measurements of a report.json, or of a JSON file with its ``extra.measurements`` list alone.
 
     Raises:
         PathError: The file does not exist.
@@ -228,7 +228,10 @@ def read_measurements(path: Path) -> dict[tuple[str, str], Measured]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"the measurements cannot be read ({error})", where=str(path), hint=hint) from error
-    entries = document.get("measurements") if isinstance(document, Mapping) else document
+    entries = document
+    if isinstance(document, Mapping):
+        extra = document.get("extra")
+        entries = extra.get("measurements") if isinstance(extra, Mapping) else None
     if not isinstance(entries, list):
         raise DataError("the file holds no measurements", where=str(path), hint=hint)
     return as_replay(entries, where=str(path))
