@@ -1,10 +1,10 @@
-"""What calibration costs: CPU time over plain inference of the same samples, memory over the number of batches.
+"""What calibration costs: CPU time over plain inference, memory over the number of batches.
 
     GRAPHOPT_ASSETS=... python benchmarks/calibrate.py [--net resnet50] [--samples 32] [--batches 10,400]
 
 Time is that of the process on one thread; plain inference and calibration alternate, the ratio is that of the
-medians. One collection serves minmax, percentile, entropy and MSE, so there is one figure. Memory is the peak of a
-fresh process.
+medians. One collection serves minmax, percentile, entropy and MSE, so there is one figure. Memory is the peak of
+a fresh process.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def calibrated(path: Path, count: int) -> float:
     collect(model, feeds[:1], needs)
     middle = time.process_time()
     collect(model, feeds, needs)
-    # What a collection costs whatever the number of samples is taken off: exposing values, opening the session.
+    # What a collection costs whatever the number of samples is taken off: the session, for one.
     return (time.process_time() - middle) - (middle - start)
 
 
