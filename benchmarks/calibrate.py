@@ -3,7 +3,7 @@
     GRAPHOPT_ASSETS=... python benchmarks/calibrate.py [--net resnet50] [--samples 32] [--batches 10,400]
 
 Time is that of the process on one thread; plain inference and calibration alternate, the ratio is that of the
-medians. One collection serves minmax, percentile, entropy and MSE, so there is one figure. Memory is the peak of
+medians. One collection serves all methods of choosing a range, so there is one figure. Memory is the peak of
 a fresh process.
 """
 

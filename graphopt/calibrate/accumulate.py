@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 _HIGH_HALF = 1 if sys.byteorder == "little" else 0
-# Counting costs about as much as 40,000 elements for clearing and adding the table of 65,536 buckets, so
-# that codes of small tensors wait until there are this many (benchmarks/calibrate.py).
+# Counting clears and adds a table of 65,536 buckets whatever the number of codes, so codes of small tensors
+# wait until there are half as many (an estimate; benchmarks/calibrate.py shows what it all costs).
 _PENDING_CODES = 1 << 15
 # Rows wait until there are this many, because a product of many rows is faster than many of few.
 _PENDING_ROWS = 256

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as oir
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
@@ -25,6 +26,7 @@ from graphopt.ir.channels.rules import rule_table
 from graphopt.ir.emit import emit
 from graphopt.ir.lower import lower
 from graphopt.ir.rewrite import input_at
+from graphopt.targets.target import release_key
 from tests.ir.channels.support import probe
 from tests.passes.harness import run_feeds, session_for
 
@@ -248,6 +250,10 @@ def test_the_runtime_bears_out_what_a_rule_leaves_free(case: Case, seed: int) ->
         np.testing.assert_allclose(got[output.name or ""], whole, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.skipif(
+    release_key(ort.__version__) < (1, 31),
+    reason="earlier releases compute on shapes that do not fit each other instead of refusing them",
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_rule_leaves_free_what_the_probe_finds_free(case: Case) -> None:
     proto, feeds = _proto(case)
