@@ -47,6 +47,7 @@ class PassInfo:
         min_opset: Lowest version of the default domain that the pass can work on; 1 means any.
         lossy: Whether the pass changes what the model computes on purpose (pruning, low rank). The SQNR of a
             result behind such a step is reported, but held to no limit that nobody asked for.
+        reads_reference: Whether the pass looks at :attr:`Context.reference`, which is kept for it only.
     """
 
     name: str
@@ -57,6 +58,32 @@ class PassInfo:
     preserves: frozenset[str] = frozenset()
     min_opset: int = 1
     lossy: bool = False
+    reads_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model as it was before the first lossy step changed it, and where its statistics come from.
+
+    Attributes:
+        model: To be looked at only.
+        calibration: Statistics of *model*, not of the one that is being worked on.
+    """
+
+    model: Model
+    calibration: Calibration | None = None
+
+    def has_statistics(self, needs: Needs) -> bool:
+        """Return whether :meth:`statistics` can answer *needs*: they are held, or there is data."""
+        return not needs or (self.calibration is not None and self.calibration.has(needs))
+
+    def statistics(self, needs: Needs) -> Statistics:
+        """Return statistics of the reference; as :meth:`Context.statistics`.
+
+        Raises:
+            DataError: There is neither data nor a file of statistics that holds it.
+        """
+        return _statistics(self.calibration, self.model, needs)
 
 
 @dataclass(frozen=True)
@@ -86,6 +113,8 @@ class Context:
         target: What is compiled for.
         dims: Sizes bound to symbolic dims by the user.
         seed: Seed for everything random.
+        reference: The model before the first lossy step that changed it; None where there was none, or no
+            step of the plan said that it reads it.
         criteria: Criteria of importance by name, as plugins registered them; for passes that prune.
         channel_rules: Rules for the channels of custom operators by name, as plugins registered them.
     """
@@ -106,6 +135,7 @@ class Context:
         self.target = target
         self.dims: Mapping[str, int] = dict(dims or {})
         self.seed = seed
+        self.reference: Reference | None = None
         self.criteria: Mapping[str, Any] = criteria or {}
         self.channel_rules: Mapping[str, Any] = channel_rules or {}
         self._analyses = analyses
@@ -160,11 +190,23 @@ class Context:
         Raises:
             DataError: There is neither data nor a file of statistics that holds it.
         """
-        if self._calibration is None:
-            from graphopt.calibrate.calibration import Calibration
+        return _statistics(self._calibration, self._bound(), needs)
 
-            return Calibration().get(self._bound(), needs)
-        return self._calibration.get(self._bound(), needs)
+    def as_reference(self, model: Model, statistics: Statistics | None = None) -> Reference:
+        """Return *model* as a reference, with the data of this run.
+
+        Args:
+            model: Any model that takes the same inputs.
+            statistics: What is known about its values.
+        """
+        if self._calibration is None:
+            return Reference(model)
+        return Reference(model, self._calibration.fork(statistics))
+
+    @property
+    def held_statistics(self) -> Statistics | None:
+        """What is known about the bound model without collecting anything; None where that is nothing."""
+        return None if self._calibration is None else self._calibration.held
 
     @property
     def replays(self) -> bool:
@@ -204,6 +246,14 @@ class Context:
             self._progress(done, total)
 
 
+def _statistics(calibration: Calibration | None, model: Model, needs: Needs) -> Statistics:
+    if calibration is None:
+        from graphopt.calibrate.calibration import Calibration
+
+        calibration = Calibration()
+    return calibration.get(model, needs)
+
+
 class Pass(ABC):
     """One transformation of a model. Stateless: same model, options and context, same bytes."""
 
@@ -220,6 +270,17 @@ class Pass(ABC):
             model: The model as it is when statistics are collected; to be looked at only.
             options: An instance of ``self.Options``.
             context: Analyses, target, dims.
+        """
+        del model, options, context
+        return Needs()
+
+    def reference_needs(self, model: Model, options: Any, context: Context) -> Needs:  # noqa: ANN401 - as run
+        """Return the statistics of the reference that :meth:`run` can work on where there is no data.
+
+        Args:
+            model: The reference; to be looked at only.
+            options: An instance of ``self.Options``.
+            context: Analyses of *model*, target, dims.
         """
         del model, options, context
         return Needs()

@@ -119,6 +119,23 @@ class Calibration:
         self._held.update(self._collected(model, wanted))
         return self._held
 
+    def fork(self, given: Statistics | None) -> Calibration:
+        """Return calibration of another model on the same data; what is collected is noted in common.
+
+        Args:
+            given: What is known about the other model.
+        """
+        other = Calibration(
+            self.data,
+            given=given,
+            cache=self._cache,
+            seed=self._seed,
+            provider=self._provider,
+            progress=self._progress,
+        )
+        other.runs, other.warnings, other.where = self.runs, self.warnings, self.where
+        return other
+
     def invalidate(self) -> None:
         """Forget what is held: the values of the model hold something else now."""
         self._stale = self._stale or bool(self._held.held)

@@ -82,9 +82,13 @@ def for_pipeline(
     context = manager.context()
     context.bind(working)
     needs = Needs()
-    for step in plan.steps:
+    for index, step in enumerate(plan.steps):
         wanted = step.pass_.needs(working, step.options, context)
         needs |= wanted
+        if step.pass_.info.lossy:
+            # What later steps compare with is the model as it is here.
+            for later in plan.steps[index + 1 :]:
+                needs |= later.pass_.reference_needs(working, later.options, context)
         if "statistics" not in step.pass_.info.preserves:
             break
         if not wanted:

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
     import onnx_ir as oir
 
-    from graphopt.api import Context, PassOptions
+    from graphopt.api import Context, PassOptions, Reference
     from graphopt.ir import Model
     from graphopt.pipeline.manager import Manager
     from graphopt.pipeline.plan import PlannedStep
     from graphopt.runtime.codec import StoredFeeds
 
 _STATISTICS = "statistics.npz"
+_REFERENCE = "reference.onnx"
+_REFERENCE_STATISTICS = "reference.npz"
 # Tensors from this size on travel in the data file and come back by identity; smaller ones have a
 # fingerprint by content, so that their identity does not matter.
 _EXTERNAL_BYTES = 1024
@@ -115,6 +117,8 @@ def run_step_isolated(
         needs = planned.pass_.needs(model, planned.options, context)
         if needs:
             context.statistics(needs).save(folder / _STATISTICS)
+        if planned.pass_.info.reads_reference and context.reference is not None:
+            _send_reference(context.reference, folder)
         feeds = None if context.data is None else FeedStream(context.data)
         answer = run_in_child(
             "graphopt.pipeline.isolate:run_job",
@@ -186,6 +190,7 @@ def run_job(job: Job, feeds: StoredFeeds | None = None) -> dict[str, Any]:
     worker.stage(f"running {job.name}")
     context = manager.context()
     context.bind(model)
+    context.reference = _received_reference(job.folder, context)
     report = manager.perform(planned, model, context)
     worker.stage(f"examining what {job.name} left behind")
     check_honest(planned, report, before, fingerprint(model))
@@ -203,6 +208,27 @@ def run_job(job: Job, feeds: StoredFeeds | None = None) -> dict[str, Any]:
         "extra": dict(report.extra),
         "measurements": as_document(measurements.records),
     }
+
+
+def _send_reference(reference: Reference, folder: Path) -> None:
+    from graphopt.ir.emit import ExternalData, save
+
+    save(reference.model, folder / _REFERENCE, external=ExternalData("one-file", _EXTERNAL_BYTES))
+    held = None if reference.calibration is None else reference.calibration.held
+    if held is not None:
+        held.save(folder / _REFERENCE_STATISTICS)
+
+
+def _received_reference(folder: Path, context: Context) -> Reference | None:
+    from graphopt.calibrate.statistics import Statistics
+    from graphopt.ir.lower import load
+
+    if not (folder / _REFERENCE).exists():
+        return None
+    held = folder / _REFERENCE_STATISTICS
+    return context.as_reference(
+        load(folder / _REFERENCE), statistics=Statistics.load(held) if held.exists() else None
+    )
 
 
 def _portable_options(options: PassOptions) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from graphopt.api import Context, Gate, Instrument, Report, StepView
+from graphopt.api import Context, Gate, Instrument, Reference, Report, StepView
 from graphopt.calibrate.needs import Needs
 from graphopt.errors import (
     GateFailed,
@@ -287,6 +287,7 @@ class _Run:
     def attempt(self, planned: PlannedStep, record: StepRecord) -> Report:
         with _timed(record.times_s, "run"):
             self.look_ahead(planned)
+            reference = self.reference_for(planned)
             report = self.manager.perform(planned, self.model, self.context)
         record.changed = report.changed
         record.counts = dict(report.counts)
@@ -304,11 +305,21 @@ class _Run:
         self.context.invalidate(frozenset(preserved))
         with _timed(record.times_s, "gate"):
             self.judge(planned, record)
+        self.context.reference = self.context.reference or reference
         record.status = "committed"
         record.fingerprint_after = after
         self.fingerprint = after
         self.snapshot = None
         return report
+
+    def reference_for(self, planned: PlannedStep) -> Reference | None:
+        """Return the model as it is, where this may be the first lossy step and one behind it will ask."""
+        ahead = self.plan.steps[planned.index + 1 :]
+        if self.context.reference is not None or not planned.pass_.info.lossy:
+            return None
+        if not any(step.pass_.info.reads_reference for step in ahead):
+            return None
+        return self.context.as_reference(self.model.clone(), self.context.held_statistics)
 
     def look_ahead(self, planned: PlannedStep) -> None:
         """Tell calibration what this step and those behind it want, as long as values keep their meaning."""
@@ -406,6 +417,7 @@ class _Run:
                     "isolate": self.manager.isolation is not None,
                 },
                 local_plugins=self.manager.registry.local,
+                reference=self.reference_of(steps),
                 statistics=None if self.manager.calibration is None else self.manager.calibration.held,
                 measurements=() if self.manager.measurements is None else self.manager.measurements.records,
             )
@@ -413,6 +425,12 @@ class _Run:
             self.result.warnings.append(f"no reproducer could be written: {described(problem)}")
             return
         add_hint(error, f"`graphopt replay {self.result.reproducer}` repeats it.")
+
+    def reference_of(self, steps: Sequence[PlannedStep]) -> Model | None:
+        """Return the reference that *steps* need and do not make themselves."""
+        if len(steps) > 1 or not steps[0].pass_.info.reads_reference or self.context.reference is None:
+            return None
+        return self.context.reference.model
 
     def model_before(self, planned: PlannedStep) -> tuple[Model, tuple[PlannedStep, ...]]:
         """Return the model before *planned* and that step, or the original and all steps up to it."""

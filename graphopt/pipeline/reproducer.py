@@ -6,6 +6,7 @@ recipe.toml         the same, with the gates
 settings.json       target, dims, seed, on_error, and which options are files of this folder
 versions.json       versions of everything that took part
 error.txt           the failure with its traceback
+reference.onnx[.data] the model before the first lossy step, where the failing step compares with it
 statistics.npz      what was known about the values of the model, where anything was
 measurements.json   the latencies that steps had asked for, where they had
 files/              small files that options named, and the local plugin
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 SETTINGS = "settings.json"
 STATISTICS = "statistics.npz"
 MEASUREMENTS = "measurements.json"
+REFERENCE = "reference.onnx"
 _SCHEMA = 1
 # A script or a small table belongs to the reproducer; a data set does not.
 _COPY_LIMIT_BYTES = 16 * 2**20
@@ -102,6 +104,7 @@ def write_reproducer(
     error: GraphoptError,
     settings: Mapping[str, Any],
     local_plugins: Path | None = None,
+    reference: Model | None = None,
     statistics: Statistics | None = None,
     measurements: Iterable[Measured] = (),
 ) -> Path:
@@ -118,6 +121,7 @@ def write_reproducer(
         error: The failure.
         settings: ``target``, ``dims``, ``seed``, ``on_error`` and ``isolate`` of the run.
         local_plugins: The one-file plugin that was loaded.
+        reference: The model that the only step compares with; it becomes its option ``reference``.
         statistics: What was known about the values of *model*.
         measurements: Latencies that steps had asked for.
 
@@ -136,6 +140,10 @@ def write_reproducer(
             replace(planned.step, options=files.taken(planned.options, "pass", k))
             for k, planned in enumerate(steps)
         ]
+        if reference is not None and "reference" in type(steps[0].options).model_fields:
+            save(reference, draft / REFERENCE)
+            written[0] = replace(written[0], options={**written[0].options, "reference": REFERENCE})
+            files.options.append(["pass", 0, "reference", REFERENCE])
         judges = [Step(gate.name, files.taken(gate.options, "gate", k)) for k, gate in enumerate(gates)]
         plugin = "" if local_plugins is None else files.copy(local_plugins)
         _write_text(draft / "pipeline.txt", to_text(written) + "\n")

@@ -23,9 +23,10 @@ import numpy as np
 
 from graphopt.calibrate.rows import gather_rows
 from graphopt.errors import DataError
-from graphopt.ir.rewrite import captured_values, is_op, nested_nodes
+from graphopt.ir.rewrite import is_op, nested_nodes
 from graphopt.ir.shapes import infer_shapes
 from graphopt.recover.linear import Linear, linear_of, residual_of
+from graphopt.recover.liveness import Liveness
 from graphopt.recover.moments import Moments
 from graphopt.recover.segments import Segment, types_of
 from graphopt.recover.spool import Spool
@@ -203,7 +204,7 @@ class Walk:
             self._stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-recover-"))
         )
         self._files = 0
-        self._live = _Liveness(self._order)
+        self._live = Liveness(self._order)
 
     def __enter__(self) -> Self:
         self._started = time.process_time()
@@ -400,50 +401,6 @@ class Walk:
         self.effort.peak_bytes = peak_bytes()
 
 
-class _Liveness:
-    """Which values are needed from which place of a graph on."""
-
-    def __init__(self, order: Sequence[oir.Node]) -> None:
-        self._order = order
-        varies: set[oir.Value] = set()
-        self._reads: list[tuple[oir.Value, ...]] = []
-        for node in order:
-            read = [value for value in node.inputs if value is not None]
-            if node.attributes:
-                read += captured_values(node)
-            self._reads.append(tuple(read))
-            if any(value in varies or _is_fed(value) for value in read):
-                varies.update(node.outputs)
-        self._varies = varies
-
-    def frontier(self, position: int) -> tuple[str, ...]:
-        """Return the names of the values that the nodes from *position* on take from before it.
-
-        What does not depend on the inputs is left out: it is computed where it is needed.
-        """
-        made = {value for node in self._order[position:] for value in node.outputs}
-        needed: dict[str, None] = {}
-        for index in range(position, len(self._order)):
-            for value in self._reads[index]:
-                if value not in made and (value in self._varies or _is_fed(value)) and value.name:
-                    needed[value.name] = None
-        for node in self._order[:position]:
-            for value in node.outputs:
-                if value.is_graph_output() and value.name:
-                    needed[value.name] = None
-        return tuple(needed)
-
-    def below(self, start: oir.Node) -> set[oir.Node]:
-        """Return *start* and all nodes that depend on it."""
-        found = {start}
-        reached = set(start.outputs)
-        for node, read in zip(self._order, self._reads, strict=True):
-            if node not in found and any(value in reached for value in read):
-                found.add(node)
-                reached.update(node.outputs)
-        return found
-
-
 def peak_bytes() -> int:
     """Return the largest memory that this process has taken; 0 where the system does not tell."""
     try:
@@ -451,7 +408,3 @@ def peak_bytes() -> int:
     except ImportError:  # not on Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _is_fed(value: oir.Value) -> bool:
-    return value.is_graph_input() and not value.is_initializer()
