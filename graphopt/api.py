@@ -235,6 +235,22 @@ class Context:
             raise ProviderError("nothing can be measured here", where=label)
         return self._measurements.latency(label, before, after, **protocol)
 
+    def latencies(self, before: Model, after: Mapping[str, Model], **protocol: Any) -> dict[str, Measured]:  # noqa: ANN401 - numbers
+        """Compare the time of several models with one: as :meth:`latency`, at the price of one child process.
+
+        Args:
+            before: The model to compare with.
+            after: The models to judge, by what names the comparison.
+            protocol: ``rounds``, ``trials``, ``budget_s`` and ``clear`` of
+                :meth:`graphopt.runtime.measurements.Measurements.latencies`.
+
+        Raises:
+            ProviderError: Nothing can be measured here.
+        """
+        if self._measurements is None:
+            raise ProviderError("nothing can be measured here", where=next(iter(after), ""))
+        return self._measurements.latencies(before, after, **protocol)
+
     def _bound(self) -> Model:
         if self._model is None:
             raise DataError("no model is bound to the context")

@@ -231,7 +231,9 @@ def _mean_rounding(low: Floats, high: Floats) -> Floats:
 
 def _rounding_integral(u: Floats) -> Floats:
     nearest = np.round(u)
-    return nearest / 12.0 + (u - nearest) ** 3 / 3.0
+    rest = u - nearest
+    # Not rest**3: numpy's power of floats takes ten times as long as two products.
+    return nearest / 12.0 + rest * rest * rest / 3.0
 
 
 def _mean_square(low: Floats, high: Floats) -> Floats:

@@ -14,6 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from graphopt.errors import InvalidModelError, PathError, UnsupportedModelError, WriteError
+from graphopt.ir.encoding import is_utf8
 from graphopt.ir.external import write_at
 
 if TYPE_CHECKING:
@@ -223,11 +224,6 @@ class FilePair:
         if remove_data:
             self._data.unlink(missing_ok=True)
         _sync_folder(self._out.parent)
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether *text* has a form in UTF-8; the name of a file in another encoding has none."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def data_path(out: Path) -> Path:

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from graphopt.api import Context
     from graphopt.ir import Model
+    from graphopt.runtime.measurements import Measured
     from graphopt.runtime.session import Feeds
 
 FEEDS = 16
 """Feeds that errors are measured on unless told otherwise; the ranking settles after a few."""
+
+_AT_ONCE = 8  # models that stand in memory and on disk while they are timed in one child
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +87,30 @@ def rank(
     everything = Variant(frozenset(range(len(found))))
     whole = build(everything) if timed and context.can_measure else None
     rows = []
-    for index, each in enumerate(found):
-        alone = build(Variant(frozenset({index})))
-        if alone is None:
-            skipped.append((each.label, "its values have no range that makes a scale"))
-            continue
-        error = _worst_sqnr_db(reference, _outputs(alone, taken))
-        ratio = noise = None
-        without = build(Variant(everything.nodes - {index})) if whole is not None else None
-        if whole is not None and without is not None:
-            measured = context.latency(f"all but {each.label}", whole, without, trials=1, budget_s=2.0)
-            ratio, noise = measured.ratio, measured.noise_floor
-        quantise = ratio is None or noise is None or ratio >= 1.0 - noise
-        rows.append(NodeSensitivity(each.label, error, ratio, noise, quantise))
-        if progress is not None:
-            progress(index + 1, len(found))
+    for first in range(0, len(found), _AT_ONCE):
+        group = range(first, min(first + _AT_ONCE, len(found)))
+        timings: dict[str, Measured] = {}
+        if whole is not None:
+            without = {
+                f"all but {found[index].label}": build(Variant(everything.nodes - {index})) for index in group
+            }
+            models = {label: model for label, model in without.items() if model is not None}
+            timings = context.latencies(whole, models, trials=1, budget_s=2.0)
+        for index in group:
+            label = found[index].label
+            alone = build(Variant(frozenset({index})))
+            if alone is None:
+                skipped.append((label, "its values have no range that makes a scale"))
+                continue
+            error = _worst_sqnr_db(reference, _outputs(alone, taken))
+            measured = timings.get(f"all but {label}")
+            ratio = noise = None
+            if measured is not None:
+                ratio, noise = measured.ratio, measured.noise_floor
+            quantise = ratio is None or noise is None or ratio >= 1.0 - noise
+            rows.append(NodeSensitivity(label, error, ratio, noise, quantise))
+            if progress is not None:
+                progress(index + 1, len(found))
     return sorted(rows, key=lambda row: (row.sqnr_db, row.node)), skipped
 
 

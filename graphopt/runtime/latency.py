@@ -21,7 +21,7 @@ from graphopt.runtime.child import run_in_child
 from graphopt.runtime.session import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from graphopt.runtime.session import Feeds
@@ -101,6 +101,51 @@ def measure_latency(
     return result
 
 
+def measure_each(
+    before: Path,
+    after: Sequence[Path],
+    feeds: Feeds,
+    provider: str = "cpu",
+    rounds: int = ROUNDS,
+    trials: int = TRIALS,
+    *,
+    budget_s: float = BUDGET_S,
+    clear: float | None = None,
+    timeout_s: float | None = None,
+) -> list[Latency]:
+    """Compare several models with one, in one child process and with one A/A pair a trial for all of them.
+
+    Args:
+        before: The model to compare with.
+        after: The models to judge.
+        feeds: One feed.
+        provider: As :func:`measure_latency`.
+        rounds: The same.
+        trials: The same.
+        budget_s: The same, for each model of *after*.
+        clear: Distance of a ratio from 1 that needs no further trial, where it is also more than three times
+            the noise: a comparison ends with the trial that shows it. None: all trials are run.
+        timeout_s: Seconds after which the child is ended.
+
+    Raises:
+        GraphoptError: As :func:`measure_latency`.
+    """
+    result: list[Latency] = run_in_child(
+        "graphopt.runtime.latency:measure_each_here",
+        before,
+        list(after),
+        dict(feeds),
+        provider,
+        rounds,
+        trials,
+        budget_s,
+        clear,
+        timeout_s=timeout_s,
+        where=str(before),
+    )
+    return result
+
+
 def measure_here(
     before: Path,
     after: Path,
@@ -111,39 +156,93 @@ def measure_here(
     budget_s: float = BUDGET_S,
 ) -> Latency:
     """Do what :func:`measure_latency` does in this process."""
+    return measure_each_here(before, [after], feeds, provider, rounds, trials, budget_s)[0]
+
+
+def measure_each_here(
+    before: Path,
+    after: Sequence[Path],
+    feeds: Feeds,
+    provider: str = "cpu",
+    rounds: int = ROUNDS,
+    trials: int = TRIALS,
+    budget_s: float = BUDGET_S,
+    clear: float | None = None,
+) -> list[Latency]:
+    """Do what :func:`measure_each` does in this process."""
     clock = _clock(provider)
-    judged: list[tuple[list[float], list[float]]] = []
-    noise: list[tuple[list[float], list[float]]] = []
-    full = True
-    trial = 0
-    while trial < trials:
+    judged = [_Comparison(path, trials, rounds) for path in after]
+    noise: list[Samples] = []
+    for trial in range(trials):
+        still = [each for each in judged if trial < each.trials and not each.is_clear(noise, clear)]
+        if not still:
+            break
         worker.stage(f"timing trial {trial + 1} of {trials}")
         first = _Subject(before, feeds, provider, clock)
-        other = _Subject(after, feeds, provider, clock)
-        if not trial:
-            round_s = 3 * first.sample_s + other.sample_s
-            trials, rounds, full = _affordable(trials, rounds, round_s, budget_s)
-        judged.append(_pair(first, other, rounds, clock))
-        del other  # its memory, before another session is made
+        for each in still:
+            other = _Subject(each.path, feeds, provider, clock)
+            if not trial:
+                each.limit(3 * first.sample_s + other.sample_s, budget_s)
+            each.pairs.append(_pair(first, other, each.rounds, clock))
+            del other  # its memory, before another session is made
         again = _Subject(before, feeds, provider, clock)
-        noise.append(_pair(first, again, rounds, clock))
+        noise.append(_pair(first, again, max(each.rounds for each in still), clock))
         del first, again
-        trial += 1
-        worker.progress(trial, trials)
-    ratios, noise_ratios = (
-        tuple(_quotient(statistics.median(b), statistics.median(a)) for a, b in pairs)
-        for pairs in (judged, noise)
-    )
-    return Latency(
-        before_s=statistics.median(sample for pair in judged for sample in pair[0]),
-        after_s=statistics.median(sample for pair in judged for sample in pair[1]),
-        ratio=statistics.median(ratios),
-        noise_ratio=statistics.median(noise_ratios),
-        ratios=ratios,
-        noise_ratios=noise_ratios,
-        rounds=rounds,
-        full=full,
-    )
+        worker.progress(trial + 1, trials)
+    return [each.result(noise) for each in judged]
+
+
+Samples = tuple[list[float], list[float]]
+
+
+class _Comparison:
+    """One model against the common one, trial by trial.
+
+    Attributes:
+        path: The model to judge.
+        trials: Trials to run at most.
+        rounds: Rounds of a trial.
+        pairs: The samples of the trials so far.
+    """
+
+    def __init__(self, path: Path, trials: int, rounds: int) -> None:
+        self.path = path
+        self.trials = trials
+        self.rounds = rounds
+        self.pairs: list[Samples] = []
+        self._full = True
+
+    def limit(self, round_s: float, budget_s: float) -> None:
+        """Cut the protocol down to what the budget pays for."""
+        self.trials, self.rounds, self._full = _affordable(self.trials, self.rounds, round_s, budget_s)
+
+    def is_clear(self, noise: list[Samples], clear: float | None) -> bool:
+        """Return whether every trial so far shows the same, far beyond the noise."""
+        if clear is None or not self.pairs:
+            return False
+        floor = max(abs(1.0 - ratio) for ratio in _ratios(noise))
+        ratios = _ratios(self.pairs)
+        margin = max(clear, 3.0 * floor)
+        return max(ratios) < 1.0 - margin or min(ratios) > 1.0 + margin
+
+    def result(self, noise: list[Samples]) -> Latency:
+        """Return what the trials say."""
+        noise = noise[: len(self.pairs)]
+        ratios, noise_ratios = _ratios(self.pairs), _ratios(noise)
+        return Latency(
+            before_s=statistics.median(sample for pair in self.pairs for sample in pair[0]),
+            after_s=statistics.median(sample for pair in self.pairs for sample in pair[1]),
+            ratio=statistics.median(ratios),
+            noise_ratio=statistics.median(noise_ratios),
+            ratios=ratios,
+            noise_ratios=noise_ratios,
+            rounds=self.rounds,
+            full=self._full,
+        )
+
+
+def _ratios(pairs: list[Samples]) -> tuple[float, ...]:
+    return tuple(_quotient(statistics.median(b), statistics.median(a)) for a, b in pairs)
 
 
 def _clock(provider: str) -> Callable[[], float]:
@@ -201,16 +300,14 @@ def _affordable(trials: int, rounds: int, round_s: float, budget_s: float) -> tu
     return 1, min(rounds, max(_FEWEST_ROUNDS, int(budget_s / round_s))), False
 
 
-def _pair(
-    first: _Subject, second: _Subject, rounds: int, clock: Callable[[], float]
-) -> tuple[list[float], list[float]]:
+def _pair(first: _Subject, second: _Subject, rounds: int, clock: Callable[[], float]) -> Samples:
     """Return the samples of two subjects, whose order is reversed each round.
 
     Two and not three: reversing gives each of two the same share of samples behind itself, with warm caches,
     while the middle one of three would always follow another (1.7 % on CIFAR ResNets; measured with
     benchmarks/latency_noise.py).
     """
-    samples: tuple[list[float], list[float]] = ([], [])
+    samples: Samples = ([], [])
     order = [(first, samples[0]), (second, samples[1])]
     with _no_collection():
         for _ in range(rounds):

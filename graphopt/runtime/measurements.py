@@ -137,40 +137,68 @@ class Measurements:
         Raises:
             GraphoptError: A model cannot be run here.
         """
-        from graphopt.runtime.latency import BUDGET_S, ROUNDS, TRIALS, measure_latency
+        found = self.latencies(before, {label: after}, rounds=rounds, trials=trials, budget_s=budget_s)
+        return found[label]
+
+    def latencies(
+        self,
+        before: Model,
+        after: Mapping[str, Model],
+        *,
+        rounds: int | None = None,
+        trials: int | None = None,
+        budget_s: float | None = None,
+        clear: float | None = None,
+    ) -> dict[str, Measured]:
+        """Compare the time of several models with one, as far as the record does not answer.
+
+        Args:
+            before: The model to compare with.
+            after: The models to judge, by the label of the comparison, unique within the step.
+            rounds: As :func:`graphopt.runtime.latency.measure_each`, whose default None takes.
+            trials: The same.
+            budget_s: The same.
+            clear: The same.
+
+        Raises:
+            GraphoptError: A model cannot be run here.
+        """
+        from graphopt.runtime.latency import BUDGET_S, ROUNDS, TRIALS, measure_each
         from graphopt.runtime.providers import available
 
-        known = self._replay.get((self.scope, label))
-        if known is not None:
-            self.records.append(known)
-            return known
-        if self.provider not in available():
-            raise ProviderError(
-                f"the provider {self.provider!r} is not installed here, so nothing can be measured on it",
-                where=label,
-                hint="Give measurements of a machine that has it with --measurements.",
+        found = {label: self._replay.get((self.scope, label)) for label in after}
+        missing = [label for label, known in found.items() if known is None]
+        if missing:
+            if self.provider not in available():
+                raise ProviderError(
+                    f"the provider {self.provider!r} is not installed here, so nothing can be measured on it",
+                    where=missing[0],
+                    hint="Give measurements of a machine that has it with --measurements.",
+                )
+            latencies = measure_each(
+                self._file(before),
+                [self._file(after[label]) for label in missing],
+                self._feed(before),
+                self.provider,
+                ROUNDS if rounds is None else rounds,
+                TRIALS if trials is None else trials,
+                budget_s=BUDGET_S if budget_s is None else budget_s,
+                clear=clear,
             )
-        latency = measure_latency(
-            self._file(before),
-            self._file(after),
-            self._feed(before),
-            self.provider,
-            ROUNDS if rounds is None else rounds,
-            TRIALS if trials is None else trials,
-            budget_s=BUDGET_S if budget_s is None else budget_s,
-        )
-        measured = Measured(
-            label=label,
-            scope=self.scope,
-            provider=self.provider,
-            before_s=latency.before_s,
-            after_s=latency.after_s,
-            ratio=latency.ratio,
-            noise_ratio=latency.noise_ratio,
-            noise_floor=max(abs(1.0 - ratio) for ratio in latency.noise_ratios),
-        )
-        self.records.append(measured)
-        return measured
+            for label, latency in zip(missing, latencies, strict=True):
+                found[label] = Measured(
+                    label=label,
+                    scope=self.scope,
+                    provider=self.provider,
+                    before_s=latency.before_s,
+                    after_s=latency.after_s,
+                    ratio=latency.ratio,
+                    noise_ratio=latency.noise_ratio,
+                    noise_floor=max(abs(1.0 - ratio) for ratio in latency.noise_ratios),
+                )
+        answers = {label: known for label, known in found.items() if known is not None}
+        self.records.extend(answers.values())
+        return answers
 
     def _feed(self, model: Model) -> Feeds:
         from graphopt.runtime.feeds import random_feeds

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from graphopt.errors import DataError, PathError, ProviderError
-from graphopt.ir.files import is_utf8
+from graphopt.ir.encoding import is_utf8
 from graphopt.runtime import dtypes, providers, refusals
 
 if TYPE_CHECKING:

@@ -273,6 +273,28 @@ def test_what_is_not_faster_stays_float() -> None:
     assert report.extra["quantised"] == ["Gemm 'gemm'"] or len(report.extra["quantised"]) == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("confirmed", "kept"), [(0.8, ["gemm"]), (0.99, ["conv1", "conv2", "gemm"])])
+def test_a_block_stays_float_where_that_is_faster_by_more_than_noise(
+    confirmed: float, kept: list[str]
+) -> None:
+    known = [
+        measured("all against float", 0.5),
+        measured("all without chains against float", 0.5),
+        measured("conv1 to conv2 float, once", 0.8),
+        measured("gemm to gemm float, once", 1.2),
+        measured("conv1 to conv2 float", confirmed),
+    ]
+    _, report = apply(
+        InsertQdq(), residual(), data=feeds((1, 3, 8, 8)), measure="on", measurements=dict(known)
+    )
+    assert report.extra["quantised"] == kept
+    assert [each["what"] for each in report.extra["measured"]] == [  # type: ignore[attr-defined]
+        "all against float",
+        "all without chains against float",
+        "conv1 to conv2 float",
+    ]
+
+
 def test_patterns_and_plans_keep_nodes_float(tmp_path: Path) -> None:
     data = feeds((1, 3, 8, 8))
     plan = tmp_path / "plan.toml"

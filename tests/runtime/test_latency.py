@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import pytest
 
 from graphopt.errors import DataError, OptionError
 from graphopt.runtime import latency
-from graphopt.runtime.latency import Latency, measure_here, measure_latency
+from graphopt.runtime.latency import Latency, measure_each_here, measure_here, measure_latency
 from tests.runtime.models import linear
 
 if TYPE_CHECKING:
@@ -114,3 +116,45 @@ def test_each_provider_is_timed_on_the_clock_that_sees_its_threads() -> None:
     assert latency._clock("cpu") is time.thread_time
     assert latency._clock("openvino") is time.process_time
     assert latency._clock("cuda") is time.perf_counter
+
+
+def test_several_models_share_a_child_and_the_noise_pair(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine({"a": 0.010, "b": 0.004, "c": 0.020})
+    monkeypatch.setattr("graphopt.runtime.latency._ready", machine.open)
+    monkeypatch.setattr("graphopt.runtime.latency.time.thread_time", lambda: machine.now)
+    found = measure_each_here(tmp_path / "a", [tmp_path / "b", tmp_path / "c"], {})
+    assert [each.ratio for each in found] == pytest.approx([0.4, 2.0])
+    assert machine.opened == ["a", "b", "c", "a"] * 3
+
+
+def test_what_is_clear_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine({"a": 0.010, "clear": 0.008, "close": 0.0095})
+    monkeypatch.setattr("graphopt.runtime.latency._ready", machine.open)
+    monkeypatch.setattr("graphopt.runtime.latency.time.thread_time", lambda: machine.now)
+    clear, close = measure_each_here(tmp_path / "a", [tmp_path / "clear", tmp_path / "close"], {}, clear=0.1)
+    assert (len(clear.ratios), len(close.ratios)) == (1, 3)
+    assert len(clear.noise_ratios) == 1
+    # 20 % is not clear where two sessions of one model are 10 % apart.
+    noisy = Machine({"a": 0.010, "b": 0.008})
+    monkeypatch.setattr("graphopt.runtime.latency.time.thread_time", lambda: noisy.now)
+
+    def later_ones_are_slower(path: Path, feeds: object, provider: str) -> Callable[[], object]:
+        run, number = noisy.open(path, feeds, provider), len(noisy.opened)
+
+        def slower() -> None:
+            run()
+            noisy.now += 0.001 * (number % 3 == 0)
+
+        return slower
+
+    monkeypatch.setattr("graphopt.runtime.latency._ready", later_ones_are_slower)
+    (found,) = measure_each_here(tmp_path / "a", [tmp_path / "b"], {}, clear=0.1)
+    assert len(found.ratios) == 3
+
+
+def test_a_child_that_only_runs_models_loads_no_onnx_library() -> None:
+    code = "import sys, graphopt.runtime.latency\nprint({*sys.modules} & {'onnx', 'onnx_ir'})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

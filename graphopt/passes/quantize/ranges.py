@@ -41,6 +41,7 @@ class Ranges:
         calibrator: How a range is chosen.
         percentile: Percent of the elements that the range holds, for "percentile".
         settings: Types of codes.
+        found: Ranges by name, which copies of the model share; those that are looked up are added to it.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Ranges:
         calibrator: Calibrator,
         percentile: float,
         settings: Settings,
+        found: dict[str, tuple[float, float]],
     ) -> None:
         self._statistics = statistics
         self._calibrator = calibrator
         self._percentile = percentile
         self._settings = settings
         self._masks = masked_values(model)
-        self._found: dict[str, tuple[float, float]] = {}
+        self._found = found
         self.unusable: dict[oir.Value, str] = {}
 
     def usable(self, value: oir.Value) -> bool:

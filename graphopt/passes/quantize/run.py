@@ -57,6 +57,7 @@ class Quantizer:
         self.settings = self._settings()
         self.shapes: Shapes = context.analysis("shapes") if shapes is None else shapes
         self.skipped: tuple[tuple[str, str], ...] = ()
+        self.intervals: dict[str, tuple[float, float]] = {}
         self.planned = {} if options.plan is None else read_decisions(options.plan)
 
     def _rules(self) -> QuantizeRules:
@@ -164,12 +165,20 @@ class Quantizer:
             names.update(value.name for value in (each.data, each.result) if value.name)
         return Needs(ranges=frozenset(names))
 
+    def _ranges(self, statistics: Statistics) -> Ranges:
+        return Ranges(
+            self.model,
+            statistics,
+            self.options.calibrator,
+            self.options.percentile,
+            self.settings,
+            self.intervals,
+        )
+
     def quantise(self, statistics: Statistics, variant: Variant) -> tuple[Emitter, Placement] | None:
         """Write the nodes of *variant* as codes into the model; None where nothing is left to write."""
         computes = [each for index, each in enumerate(self.candidates()) if index in variant.nodes]
-        ranges = Ranges(
-            self.model, statistics, self.options.calibrator, self.options.percentile, self.settings
-        )
+        ranges = self._ranges(statistics)
         placement = self.place(computes, ranges.usable, links=variant.links)
         if not placement.computes:
             return None
@@ -185,9 +194,7 @@ class Quantizer:
         if not found:
             return Report(changed=False, skipped=(*skipped, ("model", "no node can run on codes")))
         statistics = self.context.statistics(self.needs())
-        ranges = Ranges(
-            self.model, statistics, self.options.calibrator, self.options.percentile, self.settings
-        )
+        ranges = self._ranges(statistics)
         placement = self.place(found, ranges.usable)
         possible = self._possible(found, placement, ranges, skipped)
         if not possible:
@@ -267,6 +274,7 @@ class Quantizer:
 
             copy = self.model.clone()
             other = Quantizer(copy, self.options, self.context, shapes=infer_shapes(copy))
+            other.intervals = self.intervals
             return copy if other.quantise(statistics, variant) is not None else None
 
         return build

@@ -24,8 +24,16 @@ _SMALLEST_BLOCK = 2
 _BUDGET_S = 4.0
 """Seconds of inference a comparison may take; enough for the whole protocol up to 50 ms an inference."""
 
-_WORTH_IT = 0.9
-"""A model that is at least a tenth faster is worth its blocks being looked at one by one."""
+_CLEAR = 0.1
+"""A trial that shows a tenth of difference, and three times the noise, is not repeated."""
+
+_FAMILIES_ABOVE = 0.6
+"""Where all on codes takes less of the time, no family alone can come near."""
+
+_PROMISING = 0.99
+"""A block that takes less of the time float, in one trial, is worth the whole protocol."""
+
+_MOST_CONFIRMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,61 +82,72 @@ class Search:
 
     def run(self, whole: Variant) -> Variant | None:
         """Return the fastest variant within *whole*, or None where none is faster than the float model."""
-        best: Variant | None = None
-        best_model: Model | None = None
+        best: tuple[Variant, Model] | None = None
         best_ratio = 1.0
-        for what, variant in self._first(whole):
-            model = self._build(variant)
-            if model is None:
-                continue
-            measured = self._compare(f"{what} against float", self._model, model)
-            if measured.is_faster and measured.ratio < best_ratio:
-                best, best_model, best_ratio = variant, model, measured.ratio
-            if what == "all" and measured.ratio < _WORTH_IT / 2:
-                break  # families apart cannot come near
-        if best is None or best_model is None:
-            return None
-        return self._refined(best, best_model)
+        for group in self._first(whole):
+            built = self._built({f"{what} against float": variant for what, variant in group.items()})
+            for what, measured in self._compare(self._model, built).items():
+                # A later one is a narrower one; it must be better by more than noise.
+                margin = measured.noise_floor if best is not None else 0.0
+                if measured.is_faster and measured.ratio < best_ratio * (1.0 - margin):
+                    best, best_ratio = built[what], measured.ratio
+            if best_ratio < _FAMILIES_ABOVE:
+                break
+        return None if best is None else self._refined(*best)
 
-    def _first(self, whole: Variant) -> list[tuple[str, Variant]]:
-        """Return the variants to begin with: all, without what stands between, each family alone."""
-        variants = [("all", whole), ("all without chains", Variant(whole.nodes, links=False))]
+    def _first(self, whole: Variant) -> list[dict[str, Variant]]:
+        """Return the variants to begin with: all, without what stands between; then each family alone."""
         families = {
             "convolutions": frozenset(i for i in whole.nodes if self._kinds[i] in _CONVOLUTIONS),
             "matrix products": frozenset(i for i in whole.nodes if self._kinds[i] not in _CONVOLUTIONS),
             "dense convolutions": frozenset(i for i in whole.nodes if self._kinds[i] == "conv"),
         }
         seen = {whole.nodes}
+        alone = {}
         for name, nodes in families.items():
             if nodes and nodes not in seen:
                 seen.add(nodes)
-                variants.append((f"{name} alone", Variant(nodes)))
-        return variants
+                alone[f"{name} alone"] = Variant(nodes)
+        return [{"all": whole, "all without chains": Variant(whole.nodes, links=False)}, alone]
 
     def _refined(self, best: Variant, model: Model) -> Variant:
-        """Leave blocks float as long as that is faster."""
+        """Leave those blocks float without which *best* is faster: one trial picks, the protocol decides."""
         order = sorted(best.nodes)
         size = max(_SMALLEST_BLOCK, -(-len(order) // _BLOCKS))
         blocks = [order[start : start + size] for start in range(0, len(order), size)]
         if len(blocks) < 2:
             return best
-        for block in blocks:
-            variant = Variant(best.nodes - set(block), best.links)
-            changed = self._build(variant) if variant.nodes else None
-            if changed is None:
-                continue
-            what = f"{self._labels[block[0]]} to {self._labels[block[-1]]} float"
-            # One trial tells what is worth the whole protocol; most blocks are plainly better on codes.
-            if (
-                self._context.latency(f"{what}, once", model, changed, trials=1, budget_s=_BUDGET_S).ratio
-                >= 1.0
-            ):
-                continue
-            if self._compare(what, model, changed).is_faster:
-                best, model = variant, changed
-        return best
+        names = [f"{self._labels[block[0]]} to {self._labels[block[-1]]} float" for block in blocks]
+        without = {
+            name: Variant(best.nodes - set(block), best.links)
+            for name, block in zip(names, blocks, strict=True)
+        }
+        built = self._built({f"{name}, once": variant for name, variant in without.items()})
+        once = self._context.latencies(
+            model, {name: each[1] for name, each in built.items()}, trials=1, budget_s=_BUDGET_S
+        )
+        ranked = sorted((measured.ratio, name.removesuffix(", once")) for name, measured in once.items())
+        promising = [name for ratio, name in ranked if ratio < _PROMISING][: _MOST_CONFIRMED - 1]
+        if not promising:
+            return best
+        tried = {name: without[name] for name in promising}
+        if len(promising) > 1:
+            left = frozenset.intersection(*(without[name].nodes for name in promising))
+            tried = {f"{' and '.join(sorted(promising))}": Variant(left, best.links), **tried}
+        chosen, ratio = best, 1.0
+        final = self._built(tried)
+        for name, measured in self._compare(model, final).items():
+            if measured.is_faster and measured.ratio < ratio:
+                chosen, ratio = final[name][0], measured.ratio
+        return chosen
 
-    def _compare(self, what: str, before: Model, after: Model) -> Measured:
-        measured = self._context.latency(what, before, after, budget_s=_BUDGET_S)
-        self._measured.append((what, measured))
-        return measured
+    def _built(self, variants: dict[str, Variant]) -> dict[str, tuple[Variant, Model]]:
+        """Return those of *variants* of which something is left to quantise, with their models."""
+        models = {what: self._build(variant) for what, variant in variants.items() if variant.nodes}
+        return {what: (variants[what], model) for what, model in models.items() if model is not None}
+
+    def _compare(self, before: Model, built: dict[str, tuple[Variant, Model]]) -> dict[str, Measured]:
+        models = {what: model for what, (_, model) in built.items()}
+        found = self._context.latencies(before, models, budget_s=_BUDGET_S, clear=_CLEAR) if models else {}
+        self._measured.extend(found.items())
+        return found
