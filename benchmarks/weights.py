@@ -1,12 +1,13 @@
 """The weight family: streaming, weight-only and dynamic quantisation, each against what it must reach.
 
-    python benchmarks/weights.py [--part stream,decoder,encoder,lstm,rules] [--gib 4] [--trials 3]
+    python benchmarks/weights.py [--part stream,decoder,encoder,lstm,gru,llama,rules,softmax] [--gib 4]
 
 ``stream`` generates a model of matrix products with external weights, quantises it in a child process and
 compares time with reading the same bytes and writing as many as come out (page cache warm, both made
 durable), and the child's peak memory. The other parts generate models with random weights and compare
-thread CPU time on one thread, interleaved with fp32, in fresh sessions (graphopt.runtime.latency). One line
-of JSON a measurement; the exit status is 1 where a limit is missed.
+thread CPU time on one thread, interleaved with fp32, in fresh sessions (graphopt.runtime.latency). ``llama``
+needs GRAPHOPT_ASSETS. ``rules`` and ``softmax`` measure what the tables of ort-cpu say. One line of JSON a
+measurement; the exit status is 1 where a limit is missed.
 """
 
 from __future__ import annotations
@@ -254,18 +255,21 @@ def encoder(path: Path, *, width: int = 768, layers: int = 4, tokens: int = 128)
     return b.save(path, {"x": (1, [1, tokens, width])}, x, 3)
 
 
-def lstm(path: Path, *, width: int = 512, hidden: int = 512, steps: int = 32) -> Path:
-    """Write two LSTM, one behind the other."""
+def recurrent(
+    path: Path, op_type: str = "LSTM", *, width: int = 512, hidden: int = 512, steps: int = 32
+) -> Path:
+    """Write two LSTM or GRU, one behind the other, on one sequence of *steps*."""
     b = Builder()
     axis = b.constant([1], np.int64)
+    gates = {"LSTM": 4, "GRU": 3}[op_type]
     x, inputs = "x", width
     for _ in range(2):
         spread = 1 / math.sqrt(hidden)
-        weight, recurrent = (
-            b.weight(1, 4 * hidden, inputs, scale=spread),
-            b.weight(1, 4 * hidden, hidden, scale=spread),
+        weight, state = (
+            b.weight(1, gates * hidden, inputs, scale=spread),
+            b.weight(1, gates * hidden, hidden, scale=spread),
         )
-        x = b.add("Squeeze", b.add("LSTM", x, weight, recurrent, hidden_size=hidden), axis)
+        x = b.add("Squeeze", b.add(op_type, x, weight, state, hidden_size=hidden), axis)
         inputs = hidden
     return b.save(path, {"x": (1, [steps, 1, width])}, x, 3)
 
@@ -322,6 +326,89 @@ def judge(
     return good
 
 
+def is_left_alone(results: list[dict[str, Any]], part: str, model: Path, pipeline: str) -> bool:
+    """Say with which reasons *pipeline* leaves *model* as it is; true where it does and gives one."""
+    import graphopt
+
+    out = model.with_name(f"out-{model.name}")
+    (step,) = graphopt.run(model, pipeline, out=out, validate=False).report.steps
+    reasons = sorted({skip.reason for skip in step.skipped})
+    good = step.status == "unchanged" and bool(reasons)
+    report(
+        results,
+        part=part,
+        pipeline=pipeline,
+        changed=step.status != "unchanged",
+        reasons=reasons,
+        passed=good,
+    )
+    return good
+
+
+LLAMA = (
+    "canonicalize,fold-constants,rewrite-masked-softmax,synthesize-constants,quantize-weights,"
+    "canonicalize,deduplicate,eliminate-dead"
+)
+LLAMA_LIMITS = {"file_ratio": 0.30, "perplexity_change": 0.01, "speedup": 1.15}
+
+
+def llama(results: list[dict[str, Any]], folder: Path) -> bool:
+    """Measure the file, the perplexity and the time of the small Llama of the assets, in both exports."""
+    import onnxruntime as ort
+
+    import graphopt
+    from graphopt.runtime.latency import measure_latency
+
+    sys.path.insert(0, os.environ["GRAPHOPT_ASSETS"])
+    from tasks import TASKS  # type: ignore[import-not-found]  # stands with the assets
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    passed = True
+    for name in ("stories-llama", "stories-llama-dynamo"):
+        task, out = TASKS[name], folder / "llama.onnx"
+        graphopt.run(task.model, LLAMA, out=out, validate=False)
+        perplexity = []
+        for path in (task.model, out):
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            perplexity.append(task.evaluate(lambda feeds, session=session: session.run(None, feeds)))
+        latency = measure_latency(task.model, out, next(iter(task.calibration(1))))
+        found = {
+            "file_ratio": out.stat().st_size / task.model.stat().st_size,
+            "perplexity_change": perplexity[1] / perplexity[0] - 1,
+            "speedup": 1 / latency.ratio,
+        }
+        sign = {"speedup": -1}  # the others have an upper limit
+        good = all(sign.get(key, 1) * (found[key] - limit) <= 0 for key, limit in LLAMA_LIMITS.items())
+        passed &= good
+        report(
+            results,
+            part=name,
+            pipeline=LLAMA,
+            **{key: round(value, 4) for key, value in found.items()},
+            limits=LLAMA_LIMITS,
+            perplexity=round(perplexity[1], 4),
+            noise_ratio=round(latency.noise_ratio, 3),
+            before_ms=round(1e3 * latency.before_s, 3),
+            passed=good,
+        )
+    return passed
+
+
+def softmax(results: list[dict[str, Any]], folder: Path) -> None:
+    """Measure from which masked share on a floor pays in front of Softmax, for [softmax] of ort-cpu."""
+    for width in (16, 49, 128, 512):
+        rows = 262144 // width
+        for share in (0.1, 0.2, 0.3, 0.5):
+            b = Builder()
+            mask = np.zeros((1, width), np.float32)
+            mask[:, width - round(share * width) :] = -1e9
+            y = b.add("Softmax", b.add("Add", "x", b.constant(mask, np.float32)), axis=-1)
+            model = b.save(folder / "softmax.onnx", {"x": (1, [rows, width])}, y, 2)
+            pipeline = "rewrite-masked-softmax{force=true}"
+            judge(results, f"softmax, {share:.0%} of {width} masked", model, pipeline, speed=0.0)
+
+
 def rules(results: list[dict[str, Any]], folder: Path) -> None:
     """Measure from which width on codes pay, for the tables [weight_only] and [dynamic] of ort-cpu."""
     pipelines = {
@@ -344,7 +431,7 @@ def rules(results: list[dict[str, Any]], folder: Path) -> None:
 def main() -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", default="stream,decoder,encoder,lstm")
+    parser.add_argument("--part", default="stream,decoder,encoder,lstm,gru,llama")
     parser.add_argument("--gib", type=float, default=4.0)
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--folder", type=Path)
@@ -371,10 +458,26 @@ def main() -> int:
             passed &= judge(results, "encoder", model, both, speed=2.9, sqnr_db=32.0)
             judge(results, "encoder", model, "rewrite-residual-sum", speed=0.0)
         if "lstm" in parts:
-            passed &= judge(results, "lstm", lstm(folder / "lstm.onnx"), "quantize-dynamic", speed=3.0)
+            # The share of the products in an LSTM grows with its size; the limit is for the larger one.
+            for width, limit in ((512, 3.0), (256, 0.0)):
+                model = recurrent(folder / "lstm.onnx", width=width)
+                part = f"lstm, {width} inputs, 512 hidden, 32 steps"
+                passed &= judge(results, part, model, "quantize-dynamic", speed=limit)
+        if "gru" in parts:
+            model = recurrent(folder / "gru.onnx", "GRU")
+            passed &= is_left_alone(results, "gru", model, "quantize-dynamic")
+        if "llama" in parts:
+            passed &= llama(results, folder)
         if "rules" in parts:
             rules(results, folder)
+        if "softmax" in parts:
+            softmax(results, folder)
     if options.output:
+        # What other parts left there stays, so that long runs can be made one by one.
+        measured = {line["part"] for line in results}
+        if options.output.exists():
+            kept = json.loads(options.output.read_text(encoding="utf-8"))
+            results = [line for line in kept if line["part"] not in measured] + results
         options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0 if passed else 1
 

@@ -29,6 +29,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
         "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
         "rewrite-residual-sum": "graphopt.passes.rewrite_residual_sum:RewriteResidualSum",
+        "rewrite-masked-softmax": "graphopt.passes.rewrite_masked_softmax:RewriteMaskedSoftmax",
         "factorize-lowrank": "graphopt.passes.factorize_lowrank:FactorizeLowrank",
         "graphsurgeon-script": "graphopt.passes.graphsurgeon_script:GraphsurgeonScript",
     }

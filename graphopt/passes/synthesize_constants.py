@@ -98,6 +98,11 @@ class SynthesizeConstants(Pass):
                     **({"same_as": source} if source else {}),
                 }
             )
+        if not found and not skipped:
+            reason = (
+                f"no constant of {options.min_bytes} bytes or more has a structure that nodes could compute"
+            )
+            skipped["model", reason] = None
         extra: dict[str, object] = {"constants": found} if found else {}
         return Report(
             changed=any(counts.values()),

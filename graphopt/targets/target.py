@@ -11,6 +11,7 @@ from graphopt.targets.dequantize import DequantizeRules  # noqa: TC001 - pydanti
 from graphopt.targets.half import HalfRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.low_rank import LowRankRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.quantize import QuantizeRules  # noqa: TC001 - pydantic resolves it
+from graphopt.targets.softmax import SoftmaxRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.sparse import SparseRules  # noqa: TC001 - pydantic resolves it
 from graphopt.targets.weight_only import DynamicRules, WeightOnlyRules  # noqa: TC001 - pydantic resolves it
 
@@ -49,6 +50,7 @@ class Target(BaseModel):
             known.
         channels: What numbers of channels pay; None where that is not known.
         half: Which half-precision types it computes in; None where that is not known.
+        softmax: From which share of masked elements on a Softmax is slow; None where that is not known.
         sparse: Patterns of zeros that it computes faster; None where it multiplies zeros like other numbers.
         low_rank: When a factorised weight is worth it; None where that is not known.
         weight_only: When weights stored as codes are computed with; None where that is not known.
@@ -71,6 +73,7 @@ class Target(BaseModel):
     dynamic: DynamicRules | None = None
     quantize: QuantizeRules | None = None
     half: HalfRules | None = None
+    softmax: SoftmaxRules | None = None
     sparse: SparseRules | None = None
 
     @field_validator("sources")
@@ -99,6 +102,7 @@ class Target(BaseModel):
             "half",
             "low_rank",
             "quantize",
+            "softmax",
             "sparse",
             "weight_only",
         ):

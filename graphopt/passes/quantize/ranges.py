@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from graphopt.ir.quantised import moves
-from graphopt.ir.rewrite import constant_array, is_op
+from graphopt.ir.masks import masked_values
 from graphopt.passes.quantize.candidates import clamp_bounds
 from graphopt.passes.quantize.grid import CODE_RANGES, Grid, activation_grid
 
@@ -20,16 +19,6 @@ if TYPE_CHECKING:
     from graphopt.passes.quantize.settings import Settings
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
-
-_MASK = -1e4
-"""Constants below this on the way to a Softmax switch elements off; they say nothing about the others."""
-
-_LARGEST_MASK_BYTES = 1 << 28
-
-_MASK_CARRIERS = (
-    "Add", "And", "Cast", "Concat", "Expand", "Gather", "Identity", "Max", "Min", "Mul", "Not", "Reshape",
-    "ScatterND", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
-)  # fmt: skip
 
 
 class Ranges:
@@ -139,47 +128,3 @@ def _within(grid: Grid, clamp: oir.Node) -> Grid:
     while codes_above > 0 and np.float32(codes_above) * scale > np.float32(bounds[1]) and scale > 0:
         scale = np.nextafter(scale, np.float32(0))
     return Grid(float(scale), grid.zero_point, grid.dtype)
-
-
-def masked_values(model: Model) -> frozenset[oir.Value]:
-    """Return the values between a constant with elements below -1e4 and the Softmax that reads it."""
-    pending: list[oir.Value] = []
-    for graph in model.graphs():
-        stored = (value for value in graph.initializers.values() if value.const_value is not None)
-        made = (node.outputs[0] for node in graph if is_op(node, "Constant", "ConstantOfShape"))
-        pending.extend(value for value in (*stored, *made) if _masks(value))
-    forward: dict[oir.Value, None] = {}
-    while pending:
-        value = pending.pop()
-        if value in forward:
-            continue
-        forward[value] = None
-        for user in value.consumers():
-            if is_op(user, *_MASK_CARRIERS) or moves(user):
-                pending.extend(user.outputs)
-    # Only what leads to a Softmax is a mask; a bias of -2e4 is a bias.
-    leading: set[oir.Value] = set()
-    softmaxes = [node for node in model.nodes() if node.op_type in {"Softmax", "LogSoftmax"}]
-    stack = [node.inputs[0] for node in softmaxes if node.inputs]
-    while stack:
-        reached = stack.pop()
-        if reached is None or reached in leading or reached not in forward:
-            continue
-        leading.add(reached)
-        producer = reached.producer()
-        if producer is not None:
-            stack.extend(producer.inputs)
-    return frozenset(leading)
-
-
-def _masks(value: oir.Value) -> bool:
-    producer = value.producer()
-    if is_op(producer, "ConstantOfShape"):
-        assert producer is not None
-        found = producer.attributes.get("value")
-        array = None if found is None or found.is_ref() else np.asarray(found.as_tensor().numpy())
-    else:
-        array = constant_array(value, limit_bytes=_LARGEST_MASK_BYTES)
-    if array is None or array.dtype.kind != "f" or not array.size:
-        return False
-    return bool(array.min() <= _MASK)
