@@ -75,6 +75,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "quantize-weights",
         "quantize-dynamic",
         "rewrite-residual-sum",
+        "rewrite-masked-softmax",
         "factorize-lowrank",
         "graphsurgeon-script",
     )
