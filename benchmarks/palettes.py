@@ -48,6 +48,11 @@ CASES = {
     "mobilenetv2-6-data": Case("mobilenetv2", "share-weights{bits=6}", 64, 0.21, 0, 0.020),
     "mobilenetv2-6-tensor": Case("mobilenetv2", "share-weights{bits=6,granularity=tensor,weighting=none}"),
     "mobilenetv2-4": Case("mobilenetv2", "share-weights{bits=4}", 64),
+    "mobilenetv2-4-feedback": Case("mobilenetv2", "share-weights{bits=4,feedback=true}", 200, 0.15, 0, 0.030),
+    "mobilenetv2-5-feedback": Case("mobilenetv2", "share-weights{bits=5,feedback=true}", 200),
+    "resnet56-4-feedback": Case(
+        "cifar-resnet56", "share-weights{bits=4,feedback=true}", 512, 0.14, 1 << 16, 0.010
+    ),
     "llama-ts-4": Case("stories-llama", "synthesize-constants,share-weights{bits=6}", 0, 0.14, 1 << 16, 0.03),
     "llama-ts-4-data": Case(
         "stories-llama", "synthesize-constants,share-weights{bits=6}", 16, 0.14, 1 << 16, 0.03

@@ -7,7 +7,6 @@ of the codebook.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -17,7 +16,6 @@ from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 if TYPE_CHECKING:
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
-    from graphopt.passes.palettes.candidates import Candidate
 
 
 class ShareWeights(Pass):
@@ -59,6 +57,20 @@ class ShareWeights(Pass):
             description="whether errors count by the mean square of the input that they are multiplied with: "
             "where there are data or statistics (auto), never (none), or always (activation)",
         )
+        feedback: bool = Field(
+            default=False,
+            description="codes that make up for each other and for what the layers before have lost on the "
+            "data, and biases that take what is left (true or false)",
+        )
+        ridge: float = Field(
+            default=1e-3,
+            gt=0,
+            description="with feedback, ridge of the solve before the codes are found (relative to the mean "
+            "variance of a column)",
+        )
+        rows_per_sample: int = Field(
+            default=64, ge=1, description="with feedback, positions drawn from each sample (a number)"
+        )
         storage: Literal["auto", "bytes", "uint4"] = Field(
             default="auto",
             description="how 4-bit codes are stored: as bytes of two with a table of pairs, which every "
@@ -77,11 +89,12 @@ class ShareWeights(Pass):
         )
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
-        """Return the mean squares of the inputs of all weights, where errors are to be weighted."""
+        """Return the mean squares of the inputs of all weights whose errors are to be weighted."""
         from graphopt.calibrate.needs import Needs
         from graphopt.passes.palettes.candidates import needs_of
+        from graphopt.passes.palettes.sharer import weighted
 
-        needs = needs_of(self._candidates(model, options)[0])
+        needs = needs_of(weighted(model, options))
         if options.weighting == "none" or (options.weighting == "auto" and not context.has_statistics(needs)):
             return Needs()
         return needs
@@ -91,106 +104,14 @@ class ShareWeights(Pass):
 
         Raises:
             OptionError: bits are out of range, or the opset has no uint4.
+            DataError: feedback=true and there are no data.
         """
-        import math
-
-        from graphopt.ir import rewrite
-        from graphopt.ir.stream import is_finite
-        from graphopt.ir.tensors import nbytes
-        from graphopt.passes.cleanup.sharing import Sharing
-        from graphopt.passes.constants.expressions import Writer, put_in_place
-        from graphopt.passes.palettes.candidates import importance
-        from graphopt.passes.palettes.choose import Wish, choose, is_constant
-        from graphopt.passes.palettes.sharing import share_nearly_equal
-        from graphopt.passes.palettes.storage import encode, lookup
+        from graphopt.passes.palettes.sharer import Sharer
 
         uint4 = _check(model, options)
         needs = self.needs(model, options, context)
         statistics = context.statistics(needs) if needs else None
-        counts: Counter[str] = Counter()
-        sharing = Sharing(model, options.min_elements)
-        sharing.initializers()
-        counts.update(sharing.counts)
-        candidates, skipped = self._candidates(model, options)
-        skipped += list(sharing.skips)
-        finite = []
-        for candidate in candidates:
-            where = f"weight {candidate.name!r}"
-            if not is_finite(candidate.tensor):
-                skipped.append((where, "it holds NaN or infinities"))
-            elif is_constant(candidate.tensor):
-                skipped.append((where, "all its elements are the same; synthesize-constants takes it"))
-            else:
-                finite.append(candidate)
-        extra: dict[str, object] = {}
-        if options.share_within > 0:
-            finite, shared = share_nearly_equal(model, finite, options.share_within)
-            counts["nearly_equal_shared"] += len(shared)
-            if shared:
-                extra["shared"] = shared
-        wish = Wish(
-            None if options.bits == "auto" else options.bits,
-            options.sqnr_db,
-            options.granularity,
-            options.group_size,
-            options.spacing,
-        )
-        writer = Writer(model)
-        told: list[dict[str, object]] = []
-        for done, candidate in enumerate(finite):
-            context.progress(done, len(finite))
-            where = f"weight {candidate.name!r}"
-            mass = importance(candidate, statistics)
-            if statistics is not None and mass is None and candidate.activation is not None:
-                reason = statistics.skipped.get(
-                    candidate.activation[0], "its input has no moments that fit it"
-                )
-                skipped.append((where, f"its errors are not weighted: {reason}"))
-            choice = choose(candidate, mass, wish)
-            palette = choice.palette
-            before = nbytes(candidate.tensor)
-            after = (candidate.size * palette.bits + palette.overhead_bits()) // 8
-            if after >= before:
-                skipped.append((where, f"as a palette it would take {after} bytes instead of {before}"))
-                continue
-            graph = candidate.value.graph
-            assert graph is not None
-            stored = [
-                rewrite.add_initializer(model, graph, plane.name or "codes", plane)
-                for plane in encode(candidate.tensor, palette, candidate.name, uint4=uint4)
-            ]
-            made = lookup(stored, palette, candidate.dims, candidate.tensor.dtype.numpy(), uint4=uint4)
-            put_in_place(model, writer, candidate.value, made)
-            counts["palettes"] += 1
-            counts["bytes_saved"] += before - after
-            told.append(
-                {
-                    "weight": candidate.name,
-                    "bits": palette.bits,
-                    "clusters": int(palette.codebooks.size),
-                    "form": palette.form,
-                    "weighted": mass is not None,
-                    "sqnr_db": None if math.isinf(choice.sqnr_db) else round(choice.sqnr_db, 2),
-                    "exact": choice.exact,
-                    "bytes": [before, after],
-                }
-            )
-        if told:
-            extra["palettes"] = told
-        return Report(
-            changed=any(counts.values()),
-            counts={key: number for key, number in sorted(counts.items()) if number},
-            skipped=tuple(skipped),
-            extra=extra,
-        )
-
-    def _candidates(self, model: Model, options: Options) -> tuple[list[Candidate], list[tuple[str, str]]]:
-        from graphopt.passes.cleanup.annotations import annotated_names
-        from graphopt.passes.palettes.candidates import find_candidates
-
-        return find_candidates(
-            model, min_elements=options.min_elements, keep=options.keep, annotated=annotated_names(model)
-        )
+        return Sharer(model, options, context, statistics, uint4=uint4).run()
 
 
 def _check(model: Model, options: ShareWeights.Options) -> bool:

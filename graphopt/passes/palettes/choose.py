@@ -82,9 +82,9 @@ def choose(candidate: Candidate, importance: Floats | None, wish: Wish) -> Choic
     weight = tensors.to_array(candidate.tensor)
     wide = weight.astype(np.float64)
     mass = None if importance is None else np.ascontiguousarray(np.broadcast_to(importance, dims))
-    exact = _exact(candidate, wide, wish)
-    if exact is not None:
-        return exact
+    known = exact(candidate, wish)
+    if known is not None:
+        return known
     if wish.bits is not None:
         return _of_bits(candidate, weight, wide, mass, wish, wish.bits)
     for bits in range(1, 8):
@@ -94,8 +94,9 @@ def choose(candidate: Candidate, importance: Floats | None, wish: Wish) -> Choic
     return _of_bits(candidate, weight, wide, mass, wish, 8)
 
 
-def _exact(candidate: Candidate, wide: Floats, wish: Wish) -> Choice | None:
+def exact(candidate: Candidate, wish: Wish) -> Choice | None:
     """Return a palette of the very values that the weight has, where the bits suffice for that."""
+    wide = tensors.to_array(candidate.tensor).astype(np.float64)
     limit = 1 << (wish.bits or 8)
     sample = np.unique(wide.reshape(-1)[: 4 * limit])
     if len(sample) > limit:

@@ -60,6 +60,10 @@ class Palette:
         """What shares a codebook, as reports say it."""
         return "channel" if self.scales is not None else "group" if len(self.codebooks) > 1 else "tensor"
 
+    def nbytes(self, size: int) -> int:
+        """Return the bytes that a weight of *size* elements takes as this palette, about."""
+        return (size * self.bits + self.overhead_bits()) // 8
+
     def overhead_bits(self) -> int:
         """Bits that it takes besides the codes, about: codebooks, scales and nodes."""
         nodes = 3 + len(planes(self.bits)) * 2 + (self.scales is not None) + (len(self.codebooks) > 1)

@@ -1,0 +1,197 @@
+"""The work of share-weights: share what is alike, choose a palette for each weight, put it in its place."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from graphopt.api import Report
+from graphopt.ir import rewrite
+from graphopt.ir.stream import is_finite
+from graphopt.ir.tensors import nbytes
+from graphopt.passes.cleanup.annotations import annotated_names
+from graphopt.passes.cleanup.sharing import Sharing
+from graphopt.passes.constants.expressions import Writer, put_in_place
+from graphopt.passes.palettes.candidates import find_candidates, importance
+from graphopt.passes.palettes.choose import Wish, choose, is_constant
+from graphopt.passes.palettes.feedback import Settings, feed_back_all, why_not
+from graphopt.passes.palettes.sharing import share_nearly_equal
+from graphopt.passes.palettes.storage import encode, lookup
+
+if TYPE_CHECKING:
+    from graphopt.api import Context
+    from graphopt.calibrate.statistics import Statistics
+    from graphopt.ir import Model
+    from graphopt.passes.palettes.candidates import Candidate
+    from graphopt.passes.palettes.choose import Choice
+    from graphopt.passes.palettes.feedback import Fed
+    from graphopt.passes.share_weights import ShareWeights
+
+
+def candidates_of(
+    model: Model, options: ShareWeights.Options
+) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    """Return the weights that may become palettes, and why others may not."""
+    return find_candidates(
+        model, min_elements=options.min_elements, keep=options.keep, annotated=annotated_names(model)
+    )
+
+
+def weighted(model: Model, options: ShareWeights.Options) -> list[Candidate]:
+    """Return the candidates whose errors statistics weight: with feedback, those that it cannot take."""
+    found = candidates_of(model, options)[0]
+    return [each for each in found if not options.feedback or why_not(each, model)]
+
+
+class Sharer:
+    """One run over one model.
+
+    Args:
+        model: Changed in place.
+        options: Options of the pass.
+        context: What the manager gives.
+        statistics: Of the inputs of the weights, where errors are to be weighted.
+        uint4: Whether planes of 4 bits are stored as uint4.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: ShareWeights.Options,
+        context: Context,
+        statistics: Statistics | None,
+        *,
+        uint4: bool,
+    ) -> None:
+        self._model = model
+        self._options = options
+        self._context = context
+        self._statistics = statistics
+        self._uint4 = uint4
+        self._wish = Wish(
+            None if options.bits == "auto" else options.bits,
+            options.sqnr_db,
+            options.granularity,
+            options.group_size,
+            options.spacing,
+        )
+        self._writer = Writer(model)
+        self._counts: Counter[str] = Counter()
+        self._skipped: list[tuple[str, str]] = []
+        self._told: list[dict[str, object]] = []
+        self._extra: dict[str, object] = {}
+
+    def run(self) -> Report:
+        """Do it; see the module."""
+        options = self._options
+        sharing = Sharing(self._model, options.min_elements)
+        sharing.initializers()
+        self._counts.update(sharing.counts)
+        candidates = self._usable()
+        self._skipped += list(sharing.skips)
+        if options.share_within > 0:
+            candidates, shared = share_nearly_equal(self._model, candidates, options.share_within)
+            self._counts["nearly_equal_shared"] += len(shared)
+            if shared:
+                self._extra["shared"] = shared
+        fed = self._feed_back(candidates) if options.feedback else {}
+        for done, candidate in enumerate(candidates):
+            self._context.progress(done, len(candidates))
+            if candidate.name in fed:
+                self._put_fed(candidate, fed[candidate.name])
+            else:
+                self._put_nearest(candidate)
+        if self._told:
+            self._extra["palettes"] = self._told
+        return Report(
+            changed=any(self._counts.values()),
+            counts={key: number for key, number in sorted(self._counts.items()) if number},
+            skipped=tuple(self._skipped),
+            extra=self._extra,
+        )
+
+    def _usable(self) -> list[Candidate]:
+        found, skipped = candidates_of(self._model, self._options)
+        self._skipped += skipped
+        usable = []
+        for candidate in found:
+            if not is_finite(candidate.tensor):
+                self._skip(candidate, "it holds NaN or infinities")
+            elif is_constant(candidate.tensor):
+                self._skip(candidate, "all its elements are the same; synthesize-constants takes it")
+            else:
+                usable.append(candidate)
+        return usable
+
+    def _skip(self, candidate: Candidate, reason: str) -> None:
+        self._skipped.append((f"weight {candidate.name!r}", reason))
+
+    def _feed_back(self, candidates: list[Candidate]) -> dict[str, Fed]:
+        options = self._options
+        able = []
+        for candidate in candidates:
+            reason = why_not(candidate, self._model)
+            if reason:
+                self._skip(candidate, f"nearest codes, without feedback: {reason}")
+            else:
+                able.append(candidate)
+        settings = Settings(options.ridge, options.rows_per_sample, self._context.seed)
+        outcome = feed_back_all(
+            self._model, able, self._context.data, self._wish, settings, self._context.progress
+        )
+        for name, reason in outcome.skipped:
+            self._skipped.append((f"weight {name!r}", f"nearest codes, without feedback: {reason}"))
+        if outcome.report:
+            self._extra["recovery"] = outcome.report
+        self._counts["fed_back"] += len(outcome.fed)
+        return outcome.fed
+
+    def _put_nearest(self, candidate: Candidate) -> None:
+        mass = importance(candidate, self._statistics)
+        if self._statistics is not None and mass is None and candidate.activation is not None:
+            reason = self._statistics.skipped.get(
+                candidate.activation[0], "its input has no moments that fit it"
+            )
+            self._skip(candidate, f"its errors are not weighted: {reason}")
+        choice = choose(candidate, mass, self._wish)
+        before = nbytes(candidate.tensor)
+        after = choice.palette.nbytes(candidate.size)
+        if after >= before:
+            self._skip(candidate, f"as a palette it would take {after} bytes instead of {before}")
+            return
+        self._put(candidate, choice, before, {"weighted": mass is not None})
+
+    def _put_fed(self, candidate: Candidate, fed: Fed) -> None:
+        told: dict[str, object] = {
+            "weighted": True,
+            "output_error": fed.output_error,
+            "output_error_nearest": fed.output_error_nearest,
+        }
+        self._put(fed.candidate, fed.choice, nbytes(candidate.tensor), told)
+
+    def _put(self, candidate: Candidate, choice: Choice, before: int, told: dict[str, object]) -> None:
+        """Store the palette of *candidate* and let the lookup stand in its place."""
+        palette, uint4, model = choice.palette, self._uint4, self._model
+        name = candidate.name  # before another value takes it
+        graph = candidate.value.graph
+        assert graph is not None
+        stored = [
+            rewrite.add_initializer(model, graph, plane.name or "codes", plane)
+            for plane in encode(candidate.tensor, palette, name, uint4=uint4)
+        ]
+        made = lookup(stored, palette, candidate.dims, candidate.tensor.dtype.numpy(), uint4=uint4)
+        put_in_place(model, self._writer, candidate.value, made)
+        after = palette.nbytes(candidate.size)
+        self._counts["palettes"] += 1
+        self._counts["bytes_saved"] += before - after
+        self._told.append({
+            "weight": name,
+            "bits": palette.bits,
+            "clusters": int(palette.codebooks.size),
+            "form": palette.form,
+            "sqnr_db": None if math.isinf(choice.sqnr_db) else round(choice.sqnr_db, 2),
+            "exact": choice.exact,
+            "bytes": [before, after],
+            **told,
+        })  # fmt: skip
