@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +49,7 @@ class Channels:
         self._rules = rules
         self._index = {family.name: k for k, family in enumerate(units.families)}
         self._axes: dict[str, Sequence[Array | None]] | None = None
+        self._found: dict[int, tuple[tuple[str, Array], ...]] = {}
         self.families: tuple[Family, ...] = tuple(units.families)
         self.locks: tuple[Lock, ...] = find_locks(run)
 
@@ -125,8 +127,12 @@ class Channels:
 
     def consumers(self, family: Family | str) -> tuple[Consumer, ...]:
         """Return the linear operators that sum over the units of *family*, in graph order."""
-        index = self._index[family if isinstance(family, str) else family.name]
-        found = []
+        return self._consumers.get(family if isinstance(family, str) else family.name, ())
+
+    @cached_property
+    def _consumers(self) -> dict[str, tuple[Consumer, ...]]:
+        """The consumers of all families, found in one walk: a walk per family is quadratic in the graph."""
+        found: dict[str, list[Consumer]] = {}
         for item in self._run.contractions:
             value = input_at(item.node, item.input)
             axes = self._run.axes_of_use(item.node, item.input)
@@ -134,21 +140,20 @@ class Channels:
             if axis is None or value is None or self._run.is_parameter(value):
                 continue
             table = table_of(self._units, self._run.slots.atoms(axis))
-            if not (table[0] == index).any():
-                continue
             weight = None if item.weight is None else input_at(item.node, item.weight)
-            found.append(
-                Consumer(
-                    item.node.outputs[0].name or "",
-                    item.input,
-                    value.name or "",
-                    item.axis,
-                    column_of(table, index, 0),
-                    "" if weight is None else weight.name or "",
-                    item.weight_axis,
+            for index in families_in(table):
+                found.setdefault(self.families[index].name, []).append(
+                    Consumer(
+                        item.node.outputs[0].name or "",
+                        item.input,
+                        value.name or "",
+                        item.axis,
+                        column_of(table, index, 0),
+                        "" if weight is None else weight.name or "",
+                        item.weight_axis,
+                    )
                 )
-            )
-        return tuple(found)
+        return {name: tuple(consumers) for name, consumers in found.items()}
 
     def layout(self, value: str) -> Layout:
         """Return the families in each dim of a value or constant, () for one that carries none.
@@ -173,12 +178,16 @@ class Channels:
     def _families_in(self, axis: Array | None) -> tuple[tuple[str, Array], ...]:
         if axis is None:
             return ()
-        table = table_of(self._units, self._run.slots.atoms(axis))
-        return tuple(
-            (self.families[family].name, column_of(table, family, column))
-            for family, columns in families_in(table).items()
-            for column in range(columns)
-        )
+        # Most values share their dims with others; the run keeps the arrays, so that an id stays whose it is.
+        found = self._found.get(id(axis))
+        if found is None:
+            table = table_of(self._units, self._run.slots.atoms(axis))
+            found = self._found[id(axis)] = tuple(
+                (self.families[family].name, column_of(table, family, column))
+                for family, columns in families_in(table).items()
+                for column in range(columns)
+            )
+        return found
 
     def kept_counts(self, kept: KeptUnits) -> Mapping[str, tuple[int | None, ...]]:
         """Return how many indices stay of each dim of every value and constant that shrinks, None for all."""

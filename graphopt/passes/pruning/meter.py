@@ -165,6 +165,8 @@ class Meter:
         self._layout = layout
         self._ranks = ranks
         self._extents: dict[tuple[oir.Node, int], Extents] = {}
+        # By the identity of the rows, which are kept so that it stays theirs: many operands share a dim.
+        self._made: dict[int, tuple[Rows, Extent | None]] = {}
         self._nodes: dict[str, list[tuple[oir.Node, int]]] = {family: [] for family in ranks}
         self._tensors: dict[str, dict[oir.Value, None]] = {family: {} for family in ranks}
         self._uses: dict[oir.Value, list[Extents]] = {}
@@ -218,7 +220,9 @@ class Meter:
         if found is None:
             found = {}
             for axis, rows in self._layout(node, place).items():
-                extent = make_extent(rows, self._ranks, self.sizes)
+                if id(rows) not in self._made:
+                    self._made[id(rows)] = (rows, make_extent(rows, self._ranks, self.sizes))
+                extent = self._made[id(rows)][1]
                 if extent is not None:
                     found[axis] = extent
             self._extents[node, place] = found
