@@ -279,7 +279,7 @@ class _Run:
             # The first step, or a roll-back to the very beginning: the original is the snapshot.
             self.snapshot = self.original
             self.model = self.original.clone()
-            self.context.invalidate()
+            self.context.invalidate(frozenset({"statistics"}))  # a copy: values hold what they held
         elif self.on_error != "raise" and self.snapshot is None:
             self.snapshot = self.model.clone()
         self.context.bind(self.model)

@@ -58,7 +58,10 @@ class Segment:
         cut = _cut(model, inputs, computed, types)
         self._needed = tuple(value.name or "" for value in cut.graph.inputs)
         where = f"the part of the model up to {computed[-1]!r}"
-        if sum(tensor.nbytes for tensor in _tensors(cut)) < _INLINE_LIMIT_BYTES:
+        stored = list(_tensors(cut))
+        # A session that is made of bytes has no folder to find external data in.
+        in_memory = not any(isinstance(tensor, oir.ExternalTensor) for tensor in stored)
+        if in_memory and sum(tensor.nbytes for tensor in stored) < _INLINE_LIMIT_BYTES:
             content = emit(cut).SerializeToString()
             self._session = open_session(content, provider=provider, where=where)
             return

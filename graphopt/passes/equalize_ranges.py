@@ -1,0 +1,76 @@
+"""equalize-ranges: rescale channels between weights so that one scale a weight serves all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+from graphopt.calibrate.needs import Needs
+
+if TYPE_CHECKING:
+    from graphopt.ir import Model
+
+
+class EqualizeRanges(Pass):
+    """Cross-layer equalization; see docs/passes.md."""
+
+    info = PassInfo(
+        name="equalize-ranges",
+        summary="Rescale channels between neighbouring weights so that coarse quantisation loses less.",
+    )
+
+    class Options(PassOptions):
+        """What is made alike, and how."""
+
+        ranges: Literal["weights", "activations", "both"] = Field(
+            default="weights",
+            description="what the columns that read a channel are weighed against; weights: the rows that "
+            "make it; activations: how far it reaches on data; both: their geometric mean",
+        )
+        scales: Literal["power-of-two", "any"] = Field(
+            default="power-of-two",
+            description="which scales are taken; powers of two change no bit of what a float model computes, "
+            "any: rounding errors of float32",
+        )
+        clip: Literal["keep", "per-channel"] = Field(
+            default="keep",
+            description="what becomes of a Clip between two weights (Relu6); keep: no scale passes it; "
+            "per-channel: it becomes Relu and Min with a bound a channel, which is exact but a node more",
+        )
+        exclude: tuple[str, ...] = Field(
+            default=(), description="patterns of names of nodes whose weights stay (* and ?)"
+        )
+
+    def needs(self, model: Model, options: Options, context: Context) -> Needs:
+        """Return the ranges of what linear operators read, where activations count."""
+        if options.ranges == "weights":
+            return Needs()
+        from graphopt.passes.equalize.rescale import Rescaling
+
+        found = Rescaling(
+            model, context.analysis("shapes"), exclude=options.exclude, bounds=options.clip == "per-channel"
+        )
+        return Needs(channels=found.read_values())
+
+    def run(self, model: Model, options: Options, context: Context) -> Report:
+        """Follow scales, choose, rescale; see the module."""
+        from graphopt.passes.equalize.rescale import Rescaling
+
+        needs = self.needs(model, options, context)
+        statistics = context.statistics(needs) if needs else None
+        rescaling = Rescaling(
+            model, context.analysis("shapes"), exclude=options.exclude, bounds=options.clip == "per-channel"
+        )
+        rescaling.run(
+            weights=options.ranges != "activations",
+            statistics=statistics,
+            exact=options.scales == "power-of-two",
+        )
+        return Report(
+            changed=bool(rescaling.counts.get("channels")),
+            counts=dict(sorted(rescaling.counts.items())) if rescaling.counts.get("channels") else {},
+            skipped=tuple(rescaling.skipped),
+            extra={"weights": rescaling.notes, "stops": dict(sorted(rescaling.flow.stops.items()))},
+        )
