@@ -80,6 +80,12 @@ class InsertQdq(Pass):
         quantize_outputs: bool = Field(
             default=True, description="whether outputs of the model may be quantised (true or false)"
         )
+        opset: int | Literal["keep", "auto"] = Field(
+            default="keep",
+            description="version of the default domain to write for; keep: that of the model; auto: the "
+            "lowest above it that the codes need (13 for a scale a channel, 21 for 16 bits); a higher one "
+            "upgrades the model",
+        )
         plan: Path | None = Field(
             default=None, description="a plan.toml that says which nodes stay float (a path)"
         )
@@ -96,7 +102,38 @@ class InsertQdq(Pass):
         return Quantizer(model, options, context).needs()
 
     def run(self, model: Model, options: Options, context: Context) -> Report:
-        """Place, measure, emit; see the module."""
+        """Upgrade where that is asked for, place, measure, emit; see the module."""
         from graphopt.passes.quantize.run import Quantizer
 
-        return Quantizer(model, options, context).run()
+        quantizer = Quantizer(model, options, context)
+        if quantizer.opset == model.opset:
+            return quantizer.run()
+        return self._upgraded(model, options, context, quantizer.opset)
+
+    @staticmethod
+    def _upgraded(model: Model, options: Options, context: Context, opset: int) -> Report:
+        """Quantise an upgraded copy, which takes the place of *model* where anything came of it."""
+        from graphopt.ir.shapes import infer_shapes
+        from graphopt.passes.opset.upgrade import check_range, upgrade
+        from graphopt.passes.quantize.run import Quantizer
+
+        where = f"insert-qdq{{opset={options.opset}}}"
+        check_range(model.opset, opset, context.target, where)
+        copy = model.clone()
+        copy.forget_names()
+        before = copy.opset
+        counts, notes = upgrade(copy, opset, where)
+        context.bind(copy)  # values that the upgrade made have ranges too
+        try:
+            report = Quantizer(copy, options, context, shapes=infer_shapes(copy)).run()
+        finally:
+            context.bind(model)
+        if not report.changed:
+            return report
+        model.store = copy.store
+        return Report(
+            changed=True,
+            counts={**report.counts, **counts},
+            skipped=(*notes, *report.skipped),
+            extra={**report.extra, "opset": [before, opset]},
+        )

@@ -332,6 +332,57 @@ def test_bad_input_says_what_to_do(change: dict[str, Any], words: str) -> None:
         apply(InsertQdq(), model, data=data)
 
 
+def old(opset: int = 11) -> onnx.ModelProto:
+    """Conv and a Softmax over all that follows, as it was before opset 13."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Softmax", ["c"], ["y"], "softmax", axis=1),
+    ]
+    return graph_of(nodes, {"w": normal(4, 3, 1, 1)}, [1, 3, 4, 4], [1, 4, 4, 4], opset=opset)
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "reached", "options"),
+    [
+        ("auto", 11, 13, {}),
+        ("auto", 11, 11, {"per_channel": False}),
+        ("auto", 17, 21, {"activation_dtype": "uint16"}),
+        ("keep", 17, 17, {}),
+        (19, 11, 19, {}),
+        (17, 17, 17, {}),
+    ],
+)
+def test_the_opset_is_reached(asked: int | str, start: int, reached: int, options: dict[str, Any]) -> None:
+    data, model = feeds((1, 3, 4, 4)), old(start)
+    result, report = apply(InsertQdq(), model, data=data, measure="off", opset=asked, **options)
+    assert report.changed
+    assert result.opset == reached
+    assert "QuantizeLinear" in Counter(node.op_type for node in result.nodes())
+    (want,), (found,) = (session(each).run(None, data[0]) for each in (model, result))
+    assert np.abs(want - found).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "words"),
+    [
+        ("keep", {}, "opset=auto"),
+        (12, {}, "one scale a channel needs opset 13"),
+        (20, {"activation_dtype": "int16"}, "a code of 16 bits needs opset 21"),
+        (10, {"per_channel": False}, "never lowered"),
+        (99, {}, "loads at most opset"),
+    ],
+)
+def test_an_opset_that_cannot_be_is_refused(asked: int | str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        apply(InsertQdq(), old(), data=feeds((1, 3, 4, 4)), opset=asked, **options)
+
+
+def test_where_nothing_is_quantised_the_opset_stays() -> None:
+    result, report = apply(InsertQdq(), old(), data=feeds((1, 3, 4, 4)), opset="auto", exclude=("*",))
+    assert not report.changed
+    assert result.opset == 11
+
+
 def test_constant_activations_and_zero_channels_make_finite_scales() -> None:
     weight = normal(4, 3, 1, 1)
     weight[1] = 0

@@ -85,20 +85,12 @@ class Quantizer:
         symmetric = options.symmetric_weights
         if symmetric is None:
             symmetric = weight.startswith("int")
-        opset = self.model.opset
         needed = _FIRST_OPSET
         if options.per_channel:
             needed = _PER_CHANNEL_OPSET
         if "16" in activation + weight:
             needed = _WIDE_OPSET
-        if opset < needed:
-            why = {13: "one scale a channel", 21: "16-bit codes"}.get(needed, "QuantizeLinear")
-            raise OptionError(
-                f"{why} needs opset {needed}, the model is of opset {opset}",
-                where="insert-qdq",
-                hint=f"Put upgrade-opset{{to={needed}}} in front of it"
-                + (", or set per_channel=false." if needed == _PER_CHANNEL_OPSET else "."),
-            )
+        self.opset = self._opset(needed)
         reduce_range = options.reduce_range == "on" or (
             options.reduce_range == "auto" and rules.saturating and _saturates()
         )
@@ -113,6 +105,31 @@ class Quantizer:
             quantize_bias=(options.bias or rules.bias) == "int32",
             reduce_range=reduce_range,
         )
+
+    def _opset(self, needed: int) -> int:
+        """Return the version of the default domain to write for, the lowest for the codes being *needed*."""
+        current, asked = self.model.opset, self.options.opset
+        why = {13: "one scale a channel", 21: "a code of 16 bits"}.get(needed, "QuantizeLinear")
+        if asked == "auto":
+            return max(current, needed)
+        if asked == "keep":
+            if current >= needed:
+                return current
+            raise OptionError(
+                f"{why} needs opset {needed}, the model is of opset {current}",
+                where="insert-qdq",
+                hint=f"Set opset=auto, or put upgrade-opset{{to={needed}}} in front of it"
+                + (", or set per_channel=false." if needed == _PER_CHANNEL_OPSET else "."),
+            )
+        if asked < max(current, needed):
+            reason = f"{why} needs opset {needed}" if current < needed else f"the model is of opset {current}"
+            raise OptionError(
+                f"asked for {asked}, and {reason}"
+                + ("" if current < needed else "; an opset is never lowered"),
+                where=f"insert-qdq{{opset={asked}}}",
+                hint=f"Ask for {max(current, needed)} or more, or set opset=auto.",
+            )
+        return int(asked)
 
     def candidates(self) -> list[Compute]:
         """Return what may run on codes, always in the same order; ``skipped`` names the rest."""
