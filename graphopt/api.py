@@ -131,6 +131,7 @@ class Context:
         progress: Callable[[int, int], None] | None = None,
         calibration: Calibration | None = None,
         measurements: Measurements | None = None,
+        derive: Callable[[Model, str], Model] | None = None,
     ) -> None:
         self.target = target
         self.dims: Mapping[str, int] = dict(dims or {})
@@ -142,6 +143,7 @@ class Context:
         self._progress = progress
         self._calibration = calibration
         self._measurements = measurements
+        self._derive = derive
         self._model: Model | None = None
         self._cache: dict[str, object] = {}
 
@@ -250,6 +252,23 @@ class Context:
         if self._measurements is None:
             raise ProviderError("nothing can be measured here", where=next(iter(after), ""))
         return self._measurements.latencies(before, after, **protocol)
+
+    def derived(self, model: Model, pipeline: str) -> Model:
+        """Return what *pipeline* makes of *model*, to be looked at and measured: *model* stays as it is.
+
+        Statistics that its steps want are collected from a few feeds of the run; nothing is measured.
+
+        Args:
+            model: Any model that takes the inputs of the run.
+            pipeline: Its text.
+
+        Raises:
+            PlanError: The text is no pipeline, or its steps do not fit.
+            GraphoptError: A step failed.
+        """
+        if self._derive is None:
+            raise PlanError("no pipelines can be run here", where=pipeline)
+        return self._derive(model, pipeline)
 
     def _bound(self) -> Model:
         if self._model is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from graphopt.api import Context, Gate, Instrument, Reference, Report, StepView
@@ -31,6 +32,7 @@ from graphopt.pipeline.contract import (
     report_problem,
     verdict,
 )
+from graphopt.pipeline.derive import derive
 from graphopt.pipeline.instruments import InstrumentStack
 from graphopt.record import GateRecord, Skip, StepRecord, StepTimes
 
@@ -156,6 +158,7 @@ class Manager:
             progress=self.progress,
             calibration=self.calibration,
             measurements=self.measurements,
+            derive=partial(derive, self),
         )
 
     def perform(self, planned: PlannedStep, model: Model, context: Context) -> Report:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -116,6 +116,34 @@ def choices_for(
     return found, 1
 
 
+class Savings(Protocol):
+    """What a cut saves, in whole numbers of whatever the budget counts."""
+
+    def saved(self, counts: Mapping[str, int], family: str, kept: int) -> int:
+        """Return what goes when *family* goes from ``counts[family]`` to *kept* units."""
+
+    def removed(self, counts: Mapping[str, int]) -> int:
+        """Return what a cut to *counts* removes from the whole model."""
+
+
+@dataclass(frozen=True)
+class Metered:
+    """MACs or parameters, as a meter counts them."""
+
+    meter: Meter
+    budget: Budget
+
+    def saved(self, counts: Mapping[str, int], family: str, kept: int) -> int:
+        """Return what goes when *family* goes from ``counts[family]`` to *kept* units."""
+        of = self.meter.saved_macs if self.budget == "macs" else self.meter.saved_parameters
+        return of(counts, family, kept)
+
+    def removed(self, counts: Mapping[str, int]) -> int:
+        """Return what a cut to *counts* removes from the whole model."""
+        of = self.meter.removed_macs if self.budget == "macs" else self.meter.removed_parameters
+        return of(counts)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the allocation decided.
@@ -167,7 +195,7 @@ def allocate(
     ladder = (
         [preferred, *(each for each in (8, 4, 1) if each < preferred)] if round_to is None else [round_to]
     )
-    total = meter.removed_macs if budget == "macs" else meter.removed_parameters
+    savings = Metered(meter, budget)
     rungs = [(share, alignment) for share in (FLOOR_SHARE, 0.0) for alignment in ladder]
     reached, note = False, ""
     floors: dict[str, int] = {}
@@ -175,7 +203,7 @@ def allocate(
     for share, alignment in rungs:
         pairs = {each.name: choices_for(each, round_to, alignment, min_family, share) for each in candidates}
         floors = {name: counts[-1] for name, (counts, _) in pairs.items()}
-        reached = total(floors) >= to_remove
+        reached = savings.removed(floors) >= to_remove
         if reached:
             note = _gave_way(ladder[0], alignment, share)
             break
@@ -184,12 +212,10 @@ def allocate(
             each.name: choices_for(each, round_to, ladder[-1], min_family, FLOOR_SHARE) for each in candidates
         }
     offered = {name: counts for name, (counts, _) in pairs.items()}
-    if scope == "family":
-        counts = _uniform(candidates, offered, total, to_remove)
-    else:
-        counts = _greedy(candidates, offered, meter, budget, to_remove)
+    spread = uniform if scope == "family" else greedy
+    counts = spread(candidates, offered, savings, to_remove)
     alignments = {name: alignment for name, (_, alignment) in pairs.items()}
-    return Plan(counts, alignments, reached, total(counts), floors, note)
+    return Plan(counts, alignments, reached, savings.removed(counts), floors, note)
 
 
 def _gave_way(first: int, alignment: int, share: float) -> str:
@@ -202,10 +228,10 @@ def _gave_way(first: int, alignment: int, share: float) -> str:
     return f"to reach the budget {' and '.join(parts)}" if parts else ""
 
 
-def _uniform(
+def uniform(
     candidates: Sequence[Candidate],
     offered: Mapping[str, Sequence[int]],
-    total: Callable[[Mapping[str, int]], int],
+    savings: Savings,
     to_remove: int,
 ) -> dict[str, int]:
     """Keep the largest fraction of all families that meets the budget, else the floors."""
@@ -223,22 +249,21 @@ def _uniform(
     low, high = 0, len(fractions) - 1  # the lowest fraction keeps only floors
     while low < high:
         middle = (low + high + 1) // 2
-        if total(at(fractions[middle])) >= to_remove:
+        if savings.removed(at(fractions[middle])) >= to_remove:
             low = middle
         else:
             high = middle - 1
     return at(fractions[low]) if fractions else {}
 
 
-def _greedy(
+def greedy(
     candidates: Sequence[Candidate],
     offered: Mapping[str, Sequence[int]],
-    meter: Meter,
-    budget: Budget,
+    savings: Savings,
     to_remove: int,
 ) -> dict[str, int]:
-    """Take the step with the lowest cost per MAC (or parameter) that goes, until enough is gone."""
-    saved = meter.saved_macs if budget == "macs" else meter.saved_parameters
+    """Take the step with the lowest cost for each thing that goes, until enough is gone."""
+    saved = savings.saved
     counts = {each.name: each.size for each in candidates}
     losses = {each.name: each.losses() for each in candidates}
     places = dict.fromkeys(counts, 0)
@@ -272,7 +297,7 @@ def _greedy(
         removed += found[1]
         if again := price(name):
             heapq.heappush(heap, (again[0], index, name))
-    _give_back(candidates, offered, places, counts, losses, saved, removed - to_remove)
+    _give_back(candidates, offered, places, counts, losses, savings, removed - to_remove)
     return counts
 
 
@@ -282,7 +307,7 @@ def _give_back(
     places: dict[str, int],
     counts: dict[str, int],
     losses: Mapping[str, npt.NDArray[np.float64]],
-    saved: Callable[[Mapping[str, int], str, int], int],
+    savings: Savings,
     spare: int,
 ) -> None:
     """Undo steps that the last ones made unnecessary, the costliest first; *spare* is what went too much."""
@@ -293,7 +318,7 @@ def _give_back(
     for name in cut:
         while places[name]:
             before = offered[name][places[name] - 1]
-            gain = -saved(counts, name, before)
+            gain = -savings.saved(counts, name, before)
             if gain > spare:
                 break
             spare -= gain

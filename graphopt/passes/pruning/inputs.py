@@ -1,17 +1,20 @@
-"""Feeds that the oracle makes up where no data was given."""
+"""What comes in: feeds that the oracle makes up where no data was given, and weights that can be ranked."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt.errors import DataError, GraphoptError
+import numpy as np
+
+from graphopt.errors import DataError, GraphoptError, UnsupportedModelError
 from graphopt.passes.pruning.oracle import open_model
 from graphopt.runtime.feeds import free_dims, input_specs, random_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from graphopt.ir import Model
+    from graphopt.passes.pruning.criterion import Subject
     from graphopt.runtime.session import Feeds
 
 # Sizes to try for dims that nobody bound: a batch of one suits most; an image of one pixel suits nobody.
@@ -57,3 +60,25 @@ def oracle_feeds(model: Model, dims: Mapping[str, int], seed: int, count: int) -
         f"the oracle finds no input that the model takes: {refusal.message}",
         hint="Give real inputs with --data, bind free dims with --dim, or set oracle=false",
     )
+
+
+def add_way_out(error: GraphoptError) -> None:
+    """Say what to do where the original itself does not run."""
+    hint = error.hint.rstrip(". ")
+    error.hint = f"{hint}{'. ' if hint else ''}oracle=false prunes without the proof"
+
+
+def check_finite(subjects: Iterable[Subject]) -> None:
+    """Refuse weights that hold NaN or infinity: nothing can be said about what is important in them.
+
+    Raises:
+        UnsupportedModelError: One does; it is named.
+    """
+    for subject in subjects:
+        for weight in subject.weights:
+            if weight.array.dtype.kind in "fV" and not np.isfinite(weight.array.astype(np.float32)).all():
+                raise UnsupportedModelError(
+                    "the weight holds NaN or infinity, which no criterion can rank",
+                    where=f"initializer {weight.name!r}",
+                    hint=f"Repair the model, or leave it out with protect={weight.name}.",
+                )

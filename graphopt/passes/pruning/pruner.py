@@ -16,11 +16,9 @@ from graphopt.calibrate.needs import Needs
 from graphopt.errors import (
     DataError,
     GateFailed,
-    GraphoptError,
     OptionError,
     PassFailed,
     ProviderError,
-    UnsupportedModelError,
     nearest,
 )
 from graphopt.ir.channels import prepare
@@ -28,13 +26,14 @@ from graphopt.ir.fingerprint import fingerprint
 from graphopt.passes.pruning.allocation import Budget, Candidate, allocate, ordered
 from graphopt.passes.pruning.anatomy import Anatomy, examine
 from graphopt.passes.pruning.compensation import Recovery, compensate
-from graphopt.passes.pruning.inputs import oracle_feeds
+from graphopt.passes.pruning.inputs import add_way_out, check_finite, oracle_feeds
 from graphopt.passes.pruning.meter import Meter
 from graphopt.passes.pruning.oracle import Claim, Verdict, judge
 from graphopt.passes.pruning.plans import read_decisions
+from graphopt.passes.pruning.timing import Timer, search
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
     from graphopt.ir.cost import Cost
     from graphopt.passes.prune_channels import PruneChannels
-    from graphopt.passes.pruning.criterion import Criterion, Subject
+    from graphopt.passes.pruning.criterion import Criterion
     from graphopt.runtime.session import Feeds
     from graphopt.targets import Target
 
@@ -83,6 +82,7 @@ class Pruner:
         self.notes: dict[str, None] = {}
         self.compensated: dict[str, object] = {}
         self.curves: dict[str, npt.NDArray[np.float64]] = {}
+        self.time: dict[str, object] = {}
 
     def run(self) -> Report:
         """Do all rounds.
@@ -265,11 +265,44 @@ class Pruner:
         made: Criterion = found() if isinstance(found, type) else found
         return made
 
+    def candidates(
+        self, whole: Model, anatomy: Anatomy, chosen: Sequence[str]
+    ) -> tuple[list[Candidate], Meter]:
+        """Return the *chosen* families as the allocation sees them, and what counts what they cost."""
+        found = []
+        for name, scores in self.scores(anatomy, chosen).items():
+            width, readers = anatomy.width(name), anatomy.readers(name)
+            found.append(Candidate(name, scores, ordered(scores), width, readers, self.curves.get(name)))
+        ranks = {each.name: np.argsort(each.order).astype(np.intp) for each in found}
+        return found, Meter(whole, anatomy.shapes, anatomy.rows, ranks)
+
+    def timed(self, whole: Model, anatomy: Anatomy, chosen: Sequence[str]) -> _Cut | None:
+        """Return the cut that takes no more than its share of the time, as measured."""
+        timer = Timer(whole, self.context, self.options)
+        candidates, meter = self.candidates(whole, anatomy, chosen)
+
+        def kept(counts: Mapping[str, int]) -> Kept:
+            return {
+                each.name: np.sort(each.order[: counts[each.name]])
+                for each in candidates
+                if each.name in counts
+            }
+
+        def cut(counts: Mapping[str, int]) -> Model:
+            made = self.cut(whole, anatomy, kept(counts))
+            return whole if made is None else made.model
+
+        found = search(candidates, meter, timer, self.options, _alignment(self.context.target), cut)
+        self.time = found.report
+        return self.cut(whole, anatomy, kept(found.counts))
+
     def allocated(
         self, whole: Model, anatomy: Anatomy, chosen: Sequence[str], first: Cost, part: float, *, final: bool
     ) -> _Cut | None:
         """Return the cut that meets the ratio, judged by the cut model itself."""
         options = self.options
+        if options.time_ratio is not None:
+            return self.timed(whole, anatomy, chosen)
         budget: Budget = "parameters" if options.macs_ratio is None else "macs"
         ratio = options.params_ratio if options.macs_ratio is None else options.macs_ratio
         assert ratio is not None
@@ -277,20 +310,7 @@ class Pruner:
         to_remove = _amount(self.now, budget) - limit
         if to_remove <= 0:
             return None
-        scores = self.scores(anatomy, chosen)
-        candidates = [
-            Candidate(
-                name,
-                scores[name],
-                ordered(scores[name]),
-                anatomy.width(name),
-                anatomy.readers(name),
-                self.curves.get(name),
-            )
-            for name in chosen
-        ]
-        ranks = {each.name: np.argsort(each.order).astype(np.intp) for each in candidates}
-        meter = Meter(whole, anatomy.shapes, anatomy.rows, ranks)
+        candidates, meter = self.candidates(whole, anatomy, chosen)
         for _attempt in range(_ATTEMPTS):
             plan = allocate(
                 candidates,
@@ -454,6 +474,8 @@ class Pruner:
         }
         if self.notes:
             extra["notes"] = list(self.notes)
+        if self.time:
+            extra["time"] = self.time
         if self.compensated:
             extra["recovery"] = self.compensated
         counts = {"families_cut": len(self.families), **dict(self.removed)} if self.families else {}
@@ -470,25 +492,3 @@ def _ratio(after: int, before: int) -> float:
 
 def _alignment(target: Target) -> int:
     return 1 if target.channels is None else target.channels.alignment
-
-
-def add_way_out(error: GraphoptError) -> None:
-    """Say what to do where the original itself does not run."""
-    hint = error.hint.rstrip(". ")
-    error.hint = f"{hint}{'. ' if hint else ''}oracle=false prunes without the proof"
-
-
-def check_finite(subjects: Iterable[Subject]) -> None:
-    """Refuse weights that hold NaN or infinity: nothing can be said about what is important in them.
-
-    Raises:
-        UnsupportedModelError: One does; it is named.
-    """
-    for subject in subjects:
-        for weight in subject.weights:
-            if weight.array.dtype.kind in "fV" and not np.isfinite(weight.array.astype(np.float32)).all():
-                raise UnsupportedModelError(
-                    "the weight holds NaN or infinity, which no criterion can rank",
-                    where=f"initializer {weight.name!r}",
-                    hint=f"Repair the model, or leave it out with protect={weight.name}.",
-                )

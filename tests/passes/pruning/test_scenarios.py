@@ -100,7 +100,7 @@ def test_a3_planted_dead_channels_are_what_goes(graphopt: CommandLine, tmp_path:
         ("macs_ratio=1.5", 2, "out of range"),
         ("macs_ratio=-1", 2, "out of range"),
         ("params_ratio=2", 2, "out of range"),
-        ("", 2, "exactly one of macs_ratio, params_ratio and plan"),
+        ("", 2, "exactly one of macs_ratio, params_ratio, time_ratio and plan"),
         ("macs_ratio=0.5,params_ratio=0.5", 2, "exactly one of"),
         ("macs_ratio=0.5,criterion=l3", 2, "no criterion 'l3'"),
         ("macs_ratio=0.5,round_to=0", 2, "round_to"),
