@@ -250,6 +250,27 @@ def lower_tensor(array: Array, name: str) -> Any:
     return from_array(array, name)
 
 
+def test_products_that_became_flat_gemms_are_found_by_what_they_are_reshaped_to(tmp_path: Path) -> None:
+    nodes = [
+        NODE("MatMul", ["x", "w"], ["m"], "one"), NODE("Add", ["m", "b"], ["h"]), NODE("Relu", ["h"], ["r"]),
+        NODE("MatMul", ["r", "v"], ["n"], "two"), NODE("Add", ["n", "c"], ["y"]),
+    ]  # fmt: skip
+    weights = {
+        "w": normal(16, 32),
+        "b": normal(32, seed=1),
+        "v": normal(32, 8, seed=2),
+        "c": normal(8, seed=3),
+    }
+    before, data = model_of(nodes, weights, [2, 5, 16], 3), feeds(6, (2, 5, 16))
+    path = tmp_path / "original.onnx"
+    onnx.save(before, path)
+    codes, _ = apply(InsertQdq(), before, data=data, measure="off", per_channel=False)
+    after, report = apply(CorrectBias(), codes, reference=path, data=data)
+    assert report.counts == {"as_codes": 2, "corrected": 2}
+    want, rough, found = (means(model, data, {"y": -1})["y"] for model in (before, codes, after))
+    assert np.abs(found - want).max() < 0.3 * np.abs(rough - want).max()
+
+
 def test_a_bias_that_does_not_fit_int32_stays_and_is_named(tmp_path: Path) -> None:
     """The scale of the bias is 1e-12: one would be 10**12 codes."""
     nodes = [

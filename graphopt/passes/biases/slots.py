@@ -283,8 +283,7 @@ class Finder:
         output = node.outputs[0]
         if has_input:
             name = self._compared(output, axis)
-            slot = Slot(node, node, 2, "new", name or "", axis, channels)
-            return slot if name is None else self._with_form(slot)
+            return self._with_form(Slot(node, node, 2, "new", name or "", axis, channels))
         adder = self._adder(output, channels, axis)
         if isinstance(adder, str):
             return adder

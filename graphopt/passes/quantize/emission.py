@@ -283,8 +283,11 @@ class Emitter:
             result = self._unflattened(each, result, adder)
         else:
             result.shape = None if adder.outputs[0].shape is None else adder.outputs[0].shape.copy()
-        replace_value(self.model, adder.outputs[0], result)
+        before = adder.outputs[0]
+        replace_value(self.model, before, result)
         remove_nodes([adder, node])
+        if not result.is_graph_output():  # those have taken over the name already
+            result.name, before.name = before.name, None
         self._count("matmul_to_gemm")
 
     def _flattened(self, each: Compute, data: oir.Value, grid: Grid) -> oir.Value:
