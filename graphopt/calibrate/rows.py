@@ -90,21 +90,44 @@ def _windows(
     else:
         assert generator is not None
         chosen = _draw(generator, positions, per_sample * batch)
-    sample, *place = np.unravel_index(chosen, (batch, *counts))
-    # One index array a spatial axis, [n, kernel...], and where it points beside the activation.
-    indices: list[Array] = []
-    inside = np.ones((len(chosen), *window.kernel), bool)
-    for axis, size in enumerate(array.shape[2:]):
-        offsets = np.arange(window.kernel[axis]) * window.dilations[axis] - begins[axis]
-        reach = place[axis][:, None] * window.strides[axis] + offsets  # [n, kernel of this axis]
-        reach = reach.reshape(-1, *(len(offsets) if other == axis else 1 for other in range(rank)))
-        inside = inside & (reach >= 0) & (reach < size)
-        indices.append(np.clip(reach, 0, size - 1))
-    # Advanced indices around the slice of the channels put their axes first: [n, kernel..., channels].
-    index: Any = (sample.reshape(-1, *(1,) * rank), slice(None), *indices)
-    picked = array[index]
-    picked[~inside] = 0
-    return np.ascontiguousarray(np.moveaxis(picked, -1, 1)).reshape(len(chosen), width)
+    # A view of all windows, [batch, positions..., channels, kernel...]; what is drawn from it is copied once.
+    padded = _padded(array, counts, begins, window)
+    step, spatial = padded.strides[:2], padded.strides[2:]
+    view = np.lib.stride_tricks.as_strided(
+        padded,
+        (batch, *counts, channels, *window.kernel),
+        (
+            step[0],
+            *(stride * size for stride, size in zip(window.strides, spatial, strict=True)),
+            step[1],
+            *(dilation * size for dilation, size in zip(window.dilations, spatial, strict=True)),
+        ),
+        writeable=False,
+    )
+    picked = view[np.unravel_index(chosen, (batch, *counts))]
+    return np.ascontiguousarray(picked).reshape(len(chosen), width)
+
+
+def _padded(array: Array, counts: tuple[int, ...], begins: tuple[int, ...], window: Window) -> Array:
+    """Return *array* with zeros where windows reach over its edges."""
+    needs = tuple(
+        (count - 1) * stride + (kernel - 1) * dilation + 1
+        for count, stride, kernel, dilation in zip(
+            counts, window.strides, window.kernel, window.dilations, strict=True
+        )
+    )
+    sizes = array.shape[2:]
+    if not any(begins) and all(need <= size for need, size in zip(needs, sizes, strict=True)):
+        return array
+    padded = np.zeros((*array.shape[:2], *needs), array.dtype)
+    into, out_of = [], []
+    for need, size, begin in zip(needs, sizes, begins, strict=True):
+        length = min(size, need - begin) if begin >= 0 else min(size + begin, need)
+        first = max(begin, 0)
+        into.append(slice(first, first + max(length, 0)))
+        out_of.append(slice(max(-begin, 0), max(-begin, 0) + max(length, 0)))
+    padded[(..., *into)] = array[(..., *out_of)]
+    return padded
 
 
 def _draw(generator: np.random.Generator, positions: int, count: int) -> npt.NDArray[np.int64]:

@@ -39,6 +39,58 @@ def clone_store(store: oir.Model) -> oir.Model:
     return clone
 
 
+def clone_part(
+    store: oir.Model,
+    nodes: Iterable[oir.Node],
+    inputs: Mapping[oir.Value, oir.Value],
+    outputs: Iterable[oir.Value],
+) -> oir.Model:
+    """Return a copy of some *nodes* of the main graph of *store*, as a model of their own.
+
+    Args:
+        store: The whole; only what is copied is looked at.
+        nodes: Nodes of its main graph, in graph order.
+        inputs: The new graph input that stands for each value which the nodes do not compute themselves.
+        outputs: What becomes the graph outputs; none of them is among the inputs.
+    """
+    cloner = _Cloner()
+    old = store.graph
+    copied = [cloner._node(node) for node in nodes]  # noqa: SLF001 - the class is this module's own
+    values = cloner._values  # noqa: SLF001 - as above
+    # Nodes are copied whole, then their inputs are replaced: one that computes an input beside what is
+    # wanted keeps an output of its own.
+    used = []
+    for value, given in inputs.items():
+        known = values.get(value)
+        if known is None or not known.uses():
+            continue
+        for user, index in known.uses():
+            user.replace_input_with(index, given)
+        known.name = f"{value.name}_computed"
+        used.append(given)
+    replaced = set(inputs)
+    graph = oir.Graph(
+        used,
+        [cloner.value(value) for value in outputs],
+        nodes=copied,
+        initializers=[
+            values[value] for value in old.initializers.values() if value in values and value not in replaced
+        ],
+        doc_string=old.doc_string,
+        opset_imports=dict(old.opset_imports),
+        name=old.name,
+        metadata_props=_props(old),
+    )
+    _copy_meta(old, graph)
+    clone = oir.Model(
+        graph,
+        ir_version=store.ir_version,
+        functions=[cloner.function(function) for function in store.functions.values()],
+    )
+    _copy_meta(store, clone)
+    return clone
+
+
 def clone_value(value: oir.Value) -> oir.Value:
     """Return a copy of *value* that no node produces or uses; its tensor is shared and frozen."""
     return _Cloner().value(value)

@@ -10,8 +10,11 @@ import numpy as np
 import onnx_ir as oir
 
 from graphopt.errors import DataError
+from graphopt.ir.clone import clone_part, clone_value
+from graphopt.ir.collector import collector_paused
 from graphopt.ir.emit import emit, save
-from graphopt.ir.rewrite import captured_values, remove_nodes
+from graphopt.ir.model import Model
+from graphopt.ir.rewrite import captured_values
 from graphopt.runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from graphopt.ir.model import Model
     from graphopt.ir.shapes import Shapes
 
     Arrays = dict[str, npt.NDArray[Any]]
@@ -95,49 +97,44 @@ def _tensors(model: Model) -> Iterable[oir.TensorProtocol]:
 
 
 def _cut(model: Model, inputs: Sequence[str], outputs: Sequence[str], types: Types) -> Model:
-    working = model.clone()
-    working.forget_names()
-    graph = working.graph
+    graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs if value.name}
     values |= {value.name: value for value in graph.inputs if value.name}
+    given = {values[name]: name for name in inputs}
     wanted = [values[name] for name in outputs]
-    graph.outputs[:] = wanted
-    known = []
-    for name in inputs:
-        old = values[name]
-        if old.is_graph_input() and not old.is_initializer():
-            known.append(old)
+    needed: set[oir.Node] = set()
+    read: set[oir.Value] = set()
+    stack = list(wanted)
+    while stack:
+        value = stack.pop()
+        read.add(value)
+        node = None if value in given else value.producer()
+        if node is None or node in needed:
+            continue
+        needed.add(node)
+        stack += [each for each in node.inputs if each is not None]
+        if node.attributes:
+            stack += captured_values(node)
+    known: dict[oir.Value, oir.Value] = {}
+    for value, name in given.items():
+        if value not in read:
+            continue
+        if value.is_graph_input() and not value.is_initializer():
+            known[value] = clone_value(value)
             continue
         if name not in types:
             raise DataError(
                 "its type is unknown, so the model cannot be run in parts", where=f"value {name!r}"
             )
         dtype, rank = types[name]
-        old.name = working.fresh_name(f"{name}_computed")
-        new = oir.Value(
+        known[value] = oir.Value(
             name=name,
             type=oir.TensorType(dtype),
             shape=None if rank is None else oir.Shape([None] * rank),
         )
-        for user, index in old.uses():
-            user.replace_input_with(index, new)
-        known.append(new)
-    needed: set[oir.Node] = set()
-    stack = [value.producer() for value in wanted]
-    while stack:
-        node = stack.pop()
-        if node is None or node in needed:
-            continue
-        needed.add(node)
-        stack += [value.producer() for value in node.inputs if value is not None]
-        if node.attributes:
-            stack += [value.producer() for value in captured_values(node)]
-    remove_nodes([node for node in graph if node not in needed])
-    graph.inputs[:] = [value for value in known if value.uses()]
-    for name, value in list(graph.initializers.items()):
-        if not value.uses():
-            del graph.initializers[name]
-    return working
+    with collector_paused():
+        part = clone_part(model.store, [node for node in graph if node in needed], known, wanted)
+    return Model(part, source=model.source, registry=model.registry)
 
 
 def types_of(model: Model, shapes: Shapes) -> Types:

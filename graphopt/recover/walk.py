@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 ROWS_PER_SAMPLE = 64
 """Positions drawn from each sample (design/recovery.md; more changed nothing)."""
 
-_BUFFERED_ROWS = 2048
+_BATCH = 32
+_BATCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,22 +352,29 @@ class Walk:
         groups = linear.groups
         m, d = linear.shape
         found = [Moments.empty(d, m // groups) for _ in range(groups)]
-        buffered: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
-        held = 0
+        batch: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        first = 0  # sample that the batch begins with
 
         def flush() -> None:
-            nonlocal held
-            if not buffered:
+            if not batch:
                 return
-            rows = np.concatenate([pair[0] for pair in buffered])
-            targets = np.concatenate([pair[1] for pair in buffered])
+            # One draw for the whole batch: there are many samples, and each call costs more than its rows.
+            source, target = (
+                np.concatenate(side) if len(side) > 1 else side[0] for side in zip(*batch, strict=True)
+            )
+            seeds = [self.seed, stage.position, first]
+            rows = gather_rows(source, linear.rows, self.rows_per_sample, np.random.default_rng(seeds))
+            targets = gather_rows(target, linear.targets, self.rows_per_sample, np.random.default_rng(seeds))
+            batch.clear()
+            if len(rows) != len(targets):
+                raise DataError(
+                    f"{len(rows)} rows and {len(targets)} targets: the streams disagree", where=linear.where
+                )
+            step = m // groups
             for group, moments in enumerate(found):
-                step = m // groups
                 moments.add(
                     rows[:, group * d : (group + 1) * d], targets[:, group * step : (group + 1) * step]
                 )
-            buffered.clear()
-            held = 0
 
         for sample, (one, two) in enumerate(self._pairs()):
             want, have = teacher.run(one), student.run(two)
@@ -379,19 +387,12 @@ class Walk:
                         where=f"{linear.where}: value {name!r}",
                     )
                 target = target + (want[name] - have[name])
-            seeds = [self.seed, stage.position, sample]
-            rows = gather_rows(
-                have[linear.source], linear.rows, self.rows_per_sample, np.random.default_rng(seeds)
-            )
-            targets = gather_rows(target, linear.targets, self.rows_per_sample, np.random.default_rng(seeds))
-            if len(rows) != len(targets):
-                raise DataError(
-                    f"{len(rows)} rows and {len(targets)} targets: the streams disagree", where=linear.where
-                )
-            buffered.append((rows, targets))
-            held += len(rows)
-            if held >= _BUFFERED_ROWS:
+            source = have[linear.source]
+            if not _joins(batch, source, target):
                 flush()
+            if not batch:
+                first = sample
+            batch.append((source, target))
         flush()
         self._note_effort()
         return found
@@ -399,6 +400,23 @@ class Walk:
     def _note_effort(self) -> None:
         self.effort.cpu_s = time.process_time() - self._started
         self.effort.peak_bytes = peak_bytes()
+
+
+def _joins(
+    batch: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]],
+    source: npt.NDArray[Any],
+    target: npt.NDArray[Any],
+) -> bool:
+    """Return whether a sample can be put behind those of *batch*, along the first axis."""
+    if not batch:
+        return True
+    return (
+        len(batch) < _BATCH
+        and source.ndim > 1
+        and target.ndim > 1
+        and (source.shape, target.shape) == (batch[0][0].shape, batch[0][1].shape)
+        and (source.nbytes + target.nbytes) * len(batch) < _BATCH_BYTES
+    )
 
 
 def peak_bytes() -> int:

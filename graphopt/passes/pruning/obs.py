@@ -38,7 +38,13 @@ _LONGEST_CHAIN = 64
 
 
 class Obs(Criterion):
-    """Increase of the error of all readers, with their weights refitted (block-OBS); needs data."""
+    """Increase of the error of all readers, with their weights refitted (block-OBS); needs data.
+
+    The order of a family's units is that of the trajectory behind its curve, where there is one.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: dict[str, tuple[Subject, Trajectory | None]] = {}
 
     def needs(self, subject: Subject) -> Needs:
         """Return the second moments of what the readers of the family read."""
@@ -48,7 +54,11 @@ class Obs(Criterion):
 
     def scores(self, subject: Subject) -> Floats:
         """Return what each unit adds to the loss at its turn: their order is that of the trajectory."""
-        found = self._trajectory(subject, _moments(subject), {})
+        drawn = self._drawn.get(subject.name)
+        if drawn is not None and drawn[0] is subject:
+            found = drawn[1]
+        else:
+            found = self._trajectory(subject, _moments(subject), {})
         if found is None:
             return ProductOfNorms().scores(subject)
         return _as_scores(found, subject.size)
@@ -79,6 +89,7 @@ class Obs(Criterion):
         curves = {}
         for name, subject in subjects.items():
             path = self._trajectory(subject, moments[name], scales)
+            self._drawn[name] = subject, path
             if path is None:
                 share = np.sort(ProductOfNorms().scores(subject))[::-1]
                 total = float(share.sum()) or 1.0
