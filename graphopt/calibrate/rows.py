@@ -120,13 +120,14 @@ def _padded(array: Array, counts: tuple[int, ...], begins: tuple[int, ...], wind
     if not any(begins) and all(need <= size for need, size in zip(needs, sizes, strict=True)):
         return array
     padded = np.zeros((*array.shape[:2], *needs), array.dtype)
-    into, out_of = [], []
+    into: list[Any] = [...]
+    out_of: list[Any] = [...]
     for need, size, begin in zip(needs, sizes, begins, strict=True):
         length = min(size, need - begin) if begin >= 0 else min(size + begin, need)
         first = max(begin, 0)
         into.append(slice(first, first + max(length, 0)))
         out_of.append(slice(max(-begin, 0), max(-begin, 0) + max(length, 0)))
-    padded[(..., *into)] = array[(..., *out_of)]
+    padded[tuple(into)] = array[tuple(out_of)]
     return padded
 
 
