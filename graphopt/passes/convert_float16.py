@@ -60,6 +60,7 @@ class ConvertFloat16(Pass):
         from graphopt.calibrate.needs import Needs
 
         if options.form == "storage":
+            _check_opset(model, options)
             return Needs()
         shapes = context.analysis("shapes")
         names = []
@@ -79,6 +80,7 @@ class ConvertFloat16(Pass):
             OptionError: The target does not compute in the type, or the opset has no such form.
         """
         if options.form == "storage":
+            _check_opset(model, options)
             return _store(model, options)
         from graphopt.ir.dead import remove_unread
         from graphopt.passes.cleanup.annotations import annotated_names
@@ -116,6 +118,12 @@ def _check(model: Model, options: ConvertFloat16.Options, context: Context) -> N
             hint=f"form=storage stores weights as {options.dtype} and computes in float"
             + (f"; it computes in {', '.join(rules.computes)}." if rules.computes else "."),
         )
+    _check_opset(model, options)
+
+
+def _check_opset(model: Model, options: ConvertFloat16.Options) -> None:
+    from graphopt.errors import OptionError
+
     if options.dtype == "bfloat16" and model.opset < 13:
         raise OptionError(
             f"the model has opset {model.opset}, which has no bfloat16",
@@ -161,4 +169,6 @@ def _store(model: Model, options: ConvertFloat16.Options) -> Report:
             put_in_place(model, writer, value, made)
             counts["weights_stored"] += 1
             counts["bytes_saved"] += array.nbytes // 2
+    if not counts and not skipped:
+        skipped.append(("model", f"no stored float32 weight has {options.min_elements} elements or more"))
     return Report(changed=bool(counts), counts=dict(sorted(counts.items())), skipped=tuple(skipped))

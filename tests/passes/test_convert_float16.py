@@ -154,6 +154,17 @@ def test_a_mask_that_is_computed_stays_float_until_softmax() -> None:
     assert "exceeds the largest float16, 65504" in dict(report.skipped)["Add 'b'"]
 
 
+def test_bfloat16_needs_its_opset_and_weights_that_are_stored() -> None:
+    old = parse("""
+    <ir_version: 7, opset_import: ["" : 11]>
+    g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }
+    """)
+    with pytest.raises(OptionError, match=r"opset 11, which has no bfloat16.*upgrade-opset\{to=13\}"):
+        apply(ConvertFloat16(), old, dtype="bfloat16", form="storage", min_elements=1)
+    _, report = apply(ConvertFloat16(), old, form="storage")
+    assert report.skipped == (("model", "no stored float32 weight has 256 elements or more"),)
+
+
 def test_bfloat16_is_refused_by_name_or_stored() -> None:
     proto = parse(HEADER + CASES["chain"][0])
     with pytest.raises(OptionError, match=r"'ort-cpu' does not compute in bfloat16.*form=storage"):

@@ -461,3 +461,18 @@ def test_golden() -> None:
     before = parse(text)
     after, report = apply(PASS, before, rank=1, **LOOSE)
     assert_golden("factorize-lowrank", "conv", before, after, report)
+
+
+def test_every_model_without_a_candidate_says_why() -> None:
+    """Weights that are inputs too, and a model without weights."""
+    text = """
+    <ir_version: {ir}, opset_import: ["" : 17]>
+    g (float[4,64] x{more}) => (float[4,64] y) {weights} {{ {node} }}
+    """
+    weight = "float[64,64] w"
+    listed = parse(text.format(ir=8, more=f", {weight}", weights="", node="y = Gemm(x, w)"))
+    listed.graph.initializer.append(numpy_helper.from_array(np.eye(64, dtype=np.float32), "w"))
+    _, report = apply(PASS, listed)
+    assert "freeze_initializers=true" in report.skipped[0][1]
+    _, report = apply(PASS, parse(text.format(ir=8, more="", weights="", node="y = Relu(x)")))
+    assert report.skipped == (("model", "no Conv, Gemm or MatMul has a stored weight"),)

@@ -289,6 +289,21 @@ def skipped(report: Report) -> dict[str, str]:
     return dict(report.skipped)
 
 
+def test_what_is_no_product_stays_where_only_matmulnbits_has_the_codes() -> None:
+    kernel = RNG(0).standard_normal((32, 16, 3, 3)).astype(np.float32)
+    model = graph_model(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")],
+        {"w": kernel},
+        [1, 16, 8, 8],
+        opset=17,
+        rank=4,
+    )
+    after, report = apply(PASS, model, bits=4, form="matmulnbits")
+    assert not report.changed
+    assert "need opset 21" in skipped(report)["w"]
+    assert op_types(after) == ["Conv"]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_stay(bad: float) -> None:
     model = product()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.ir.rewrite import is_op
+from graphopt.ir.rewrite import input_at, is_op, is_overridable
 from graphopt.passes.lowrank import forms
 from graphopt.passes.lowrank.forms import Geometry, Splitter
 from graphopt.recover.linear import Linear, linear_of
@@ -84,7 +84,16 @@ def find(
         linear = linear_of(node, shapes)
         where = f"{node.op_type} {node.name or node.outputs[0].name!r}"
         if isinstance(linear, str):
-            if "input is a constant" not in linear and linear != "its weight is no constant":
+            weight = input_at(node, 1)
+            if weight is not None and is_overridable(weight):
+                linear = (
+                    "callers may override its weight; canonicalize{freeze_initializers=true} before it "
+                    "says that nobody does"
+                )
+            # A MatMul of two activations has no weight; that is nothing to tell.
+            if node.op_type != "MatMul" or (
+                "input is a constant" not in linear and linear != "its weight is no constant"
+            ):
                 skipped.append((where, linear))
             continue
         reason = _refused(linear, rules)
@@ -97,6 +106,8 @@ def find(
             skipped.append((where, "; ".join(reasons)))
             continue
         found.append(Candidate(linear, _geometry(linear, dims), possible))
+    if not found and not skipped:
+        skipped.append(("model", "no Conv, Gemm or MatMul has a stored weight"))
     return found, skipped
 
 

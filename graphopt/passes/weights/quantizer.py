@@ -245,6 +245,15 @@ class Quantizer:
             why = reason or "it would be unpacked in every run"
             self._skipped.append((weight.name, f"no form pays on {self._context.target.name}: {why}"))
             return
+        needed = _OPSETS.get(f"int{self._settings.bits}", 0)
+        if self._model.opset < needed:
+            # With form=matmulnbits, whose own codes are bytes, the opset was not asked of the model.
+            why = (
+                f"not for MatMulNBits: {reason}; other codes of {self._settings.bits} bits need opset "
+                f"{needed}, upgrade-opset{{to={needed}}} before it would help"
+            )
+            self._skipped.append((weight.name, why))
+            return
         codes = self._folded_codes(weight)
         unpacker = Unpacker(self._model, weight)
         unpacker.folded(codes, weight.dims)
