@@ -2,11 +2,12 @@
 
 For each model of ``models/`` and each pipeline, and each model of the zoo and one pipeline a pass: run it,
 open the result in onnxruntime without and with its optimisations, and report the smallest SQNR of the outputs
-that are not constant, the bytes over those before, or why nothing changed. The feed is one of the task's own where the model has a task (tasks.py
-of the assets), else made up from a seed. Exit status 1 where a result does not load or run, gives values that
-are not finite where the original's are, differs where the pipeline is exact, or is unchanged without a
-reason. What a lossy pipeline costs in accuracy is measured on the tasks (palettes.py, recovery.py,
-quantize.py); here the SQNR has no limit. What stands in the JSON file already is not run again.
+that are not constant, the bytes over those before, or why nothing changed. The feed is one of the task's own
+where the model has a task (tasks.py of the assets), else made up from a seed. Exit status 1 where a result
+does not load or run, gives values that are not finite where the original's are, differs where the pipeline is
+exact, or is unchanged without a reason. What a lossy pipeline costs in accuracy is measured on the tasks
+(palettes.py, recovery.py, quantize.py); here the SQNR has no limit. What stands in the JSON file already is
+not run again.
 
     python benchmarks/weight_passes.py [--models PATTERN] [--pipelines NAME ...] [--json weight_passes.json]
 """
