@@ -143,8 +143,8 @@ def test_the_plugins_of_the_plugin_page_run(
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (source,) = [block for block in blocks if "import" in block and f'"{name}"' in block]
     plugin.write_text(source, encoding="utf-8")
-    feeds = {"image": np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)}
-    np.savez(tmp_path / "feeds.npz", **feeds)
+    images = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "feeds.npz", image=images)
     model = ROOT / "graphopt" / "demo" / "digits.onnx"
     data = str(tmp_path / "feeds.npz")
     result = graphopt.run(model, pipeline, local_plugins=plugin, data=data, validate=False)
