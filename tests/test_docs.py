@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import graphopt
@@ -123,31 +122,3 @@ def test_the_pass_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (step,) = result.report.steps
     assert step.status in {"committed", "unchanged"}
     assert all(node.name for node in result.model.nodes())
-
-
-@pytest.mark.parametrize(
-    ("name", "pipeline", "status"),
-    [
-        ("rename-nodes", "rename-nodes{prefix=op,skip=[Conv]}", "committed"),
-        # every Relu of the model has something to do
-        ("drop-idle-relu", "drop-idle-relu", "unchanged"),
-        ("first-ones", "prune-channels{macs_ratio=0.8,criterion=first-ones}", "committed"),
-    ],
-)
-def test_the_plugins_of_the_plugin_page_run(
-    name: str, pipeline: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GRAPHOPT_DISABLE_PLUGINS", "all")
-    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    plugin = tmp_path / "plugin.py"
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    (source,) = [block for block in blocks if "import" in block and f'"{name}"' in block]
-    plugin.write_text(source, encoding="utf-8")
-    images = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
-    np.savez(tmp_path / "feeds.npz", image=images)
-    model = ROOT / "graphopt" / "demo" / "digits.onnx"
-    data = str(tmp_path / "feeds.npz")
-    result = graphopt.run(model, pipeline, local_plugins=plugin, data=data, validate=False)
-    (step,) = result.report.steps
-    assert step.status == status
-    assert "no data" not in str(step.skipped)

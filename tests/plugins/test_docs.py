@@ -6,8 +6,10 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import graphopt
 from graphopt import hookspecs
 from graphopt.pipeline.manager import Manager
 from graphopt.pipeline.plan import make_plan
@@ -50,7 +52,10 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("GRAPHOPT_DISABLE_PLUGINS", "all")
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     plugin = tmp_path / "rename_nodes.py"
-    plugin.write_text("\n\n".join(blocks), encoding="utf-8")
+    # One file has one function that registers passes: the second example runs alone, below.
+    plugin.write_text(
+        "\n\n".join(block for block in blocks if "drop-idle-relu" not in block), encoding="utf-8"
+    )
     registry = load_plugins(plugin)
     assert registry.warnings == ()
     (text,) = re.findall(r"--pipeline '(rename-nodes.*)'", PAGE)
@@ -62,3 +67,29 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [node.name for node in result.model.nodes()] == ["op0", "relu", "op2", "op3"]
     assert result.steps[0].counts == {"renamed": 3}
     assert registry.analyses["depth"](model, {}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "status"),
+    [
+        # every Relu of the model has something to do
+        ("drop-idle-relu", "drop-idle-relu", "unchanged"),
+        ("first-ones", "prune-channels{macs_ratio=0.8,criterion=first-ones}", "committed"),
+    ],
+)
+def test_an_example_runs_alone(
+    name: str, pipeline: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHOPT_DISABLE_PLUGINS", "all")
+    plugin = tmp_path / "plugin.py"
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (source,) = [block for block in blocks if "import" in block and f'"{name}"' in block]
+    plugin.write_text(source, encoding="utf-8")
+    images = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "feeds.npz", image=images)
+    model = ROOT / "graphopt" / "demo" / "digits.onnx"
+    data = str(tmp_path / "feeds.npz")
+    result = graphopt.run(model, pipeline, local_plugins=plugin, data=data, validate=False)
+    (step,) = result.report.steps
+    assert step.status == status
+    assert "no data" not in str(step.skipped)
