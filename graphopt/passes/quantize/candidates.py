@@ -63,6 +63,12 @@ class Compute:
         return named(self.node)
 
 
+OVERRIDABLE = (
+    "an initializer that is an input too: canonicalize{freeze_initializers=true} in front takes it off the"
+    " inputs"
+)
+
+
 class _NotPossibleError(Exception):
     """Why a node stays float; never leaves this module."""
 
@@ -211,7 +217,9 @@ class Candidates:
             return None
         array = floats_of(value)
         if array is None:
-            raise _NotPossibleError("its bias is computed, or may be overridden by callers")
+            if value.is_initializer():
+                raise _NotPossibleError(f"callers may override its bias, {OVERRIDABLE}")
+            raise _NotPossibleError("its bias is computed")
         if not np.isfinite(array).all():
             raise _NotPossibleError("its bias holds NaN or infinity")
         if array.size not in {1, channels} or max(array.shape, default=1) != array.size:
@@ -223,7 +231,9 @@ class Candidates:
         if array is None:
             if constant_of(weight) is not None:
                 raise _NotPossibleError("its weight is not of type float32")
-            raise _NotPossibleError("its weight is computed, or may be overridden by callers")
+            if weight.is_initializer():
+                raise _NotPossibleError(f"callers may override its weight, {OVERRIDABLE}")
+            raise _NotPossibleError("its weight is computed")
         if not np.isfinite(array).all():
             raise _NotPossibleError("its weight holds NaN or infinity")
         if not array.size:

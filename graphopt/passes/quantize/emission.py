@@ -344,8 +344,9 @@ class Emitter:
             producer = value.producer()
             if producer is not None:
                 if is_unused(value) and (is_dequantize(producer) or is_op(producer, "Constant")):
+                    inputs = tuple(producer.inputs)  # a node that is removed lets go of them
                     remove_nodes([producer])
-                    for inner in producer.inputs:
+                    for inner in inputs:
                         self._drop(inner)
                 continue
             self._drop(value)

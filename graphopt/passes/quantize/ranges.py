@@ -70,6 +70,9 @@ class Ranges:
         sketch = self._statistics.range(name)
         if sketch.nonfinite:
             return f"it held NaN or infinity in {sketch.nonfinite} elements"
+        if sketch.is_constant and sketch.count > 1:
+            # Any scale fits one number, and none fits what other data would bring.
+            return f"it is {sketch.minimum:g} throughout the data"
         if not np.isfinite(np.float32(sketch.maximum - sketch.minimum)):
             return "its range is wider than float32"
         return ""

@@ -207,7 +207,7 @@ class Quantizer:
         """Quantise in place and say what was done."""
         found = self.candidates()
         self._check_names()
-        skipped = list(self.skipped)
+        skipped = [*self._patterns(), *self.skipped]
         if not found:
             return Report(changed=False, skipped=(*skipped, ("model", "no node can run on codes")))
         statistics = self.context.statistics(self.needs())
@@ -226,19 +226,24 @@ class Quantizer:
             reason = "it is not faster on codes, as measured" if outcome is not None else NOTHING_PAYS
             skipped += [(found[index].label, reason) for index in kept]
             if outcome is None:
-                skipped.append(("model", NOTHING_PAYS))
+                skipped.append(("model", NOTHING_PAYS + self._way_out(found)))
                 return Report(changed=False, skipped=tuple(skipped), extra=extra)
             variant = outcome
         labels = [each.label for each in found]
         written = self.quantise(statistics, variant)
         assert written is not None
         emitter, placement = written
-        skipped += [
-            (name, "its bias is large beside its weight: the scale of the weight was raised to fit int32")
-            for name in emitter.raised
-        ]
+        if emitter.raised:  # their biases are large beside their weights
+            extra["scales_raised_for_bias"] = emitter.raised
+            emitter.counts["scales_raised_for_bias"] = len(emitter.raised)
         extra["quantised"] = [name for index, name in enumerate(labels) if index in variant.nodes]
         return Report(changed=True, counts=emitter.counts, skipped=tuple(skipped), extra=extra)
+
+    def _way_out(self, found: list[Compute]) -> str:
+        """Name the pass that may still pay where there are matrix products."""
+        if not any(each.kind in {"matmul", "gemm"} for each in found) or self.context.target.dynamic is None:
+            return ""
+        return "; quantize-dynamic and quantize-weights leave activations float"
 
     def _possible(
         self, found: list[Compute], placement: Placement, ranges: Ranges, skipped: list[tuple[str, str]]
@@ -269,6 +274,16 @@ class Quantizer:
                 raise OptionError(
                     f"the model has no node {name!r}", where=where, hint=nearest(name, known, what="nodes")
                 )
+
+    def _patterns(self) -> list[tuple[str, str]]:
+        """Name the patterns of include and exclude that fit no node: most likely a mistake."""
+        names = [node.name or "" for node in self.model.nodes()]
+        return [
+            (f"{option} {pattern!r}", "no node has a name that it fits")
+            for option in ("include", "exclude")
+            for pattern in getattr(self.options, option)
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+        ]
 
     def _measures(self) -> bool:
         wanted = self.options.measure
