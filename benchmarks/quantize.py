@@ -1,16 +1,19 @@
 """insert-qdq beside onnxruntime.quantization (U8S8, per channel, preprocessed): metric, file, speed.
 
-    GRAPHOPT_ASSETS=... python benchmarks/quantize.py [--json FILE] [--peer METHOD] [NAME...]
+    GRAPHOPT_ASSETS=... python benchmarks/quantize.py [--json FILE] [--peer METHOD] [--lock FILE] [NAME...]
     python benchmarks/quantize.py --table FILE
 
 Tasks have a metric; nets have random weights, a speed and an SQNR only. Both results are timed against the
 cleaned-up float one in the same run, interleaved (graphopt.runtime.latency). Rows of a run of some names
-replace theirs in FILE and leave the others.
+replace theirs in FILE and leave the others. With --lock FILE, times are only taken while the lock of FILE is
+held, for machines on which others measure too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -28,6 +31,9 @@ import graphopt
 from benchmarks.nets import bert, mobilenet
 from graphopt.runtime.latency import measure_each
 from tests.corpora import zoo_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CLEAN = "canonicalize,fold-constants,fuse-batchnorm,canonicalize,deduplicate,eliminate-dead"
 FEEDS = 200
@@ -90,6 +96,19 @@ def run(path: Path) -> Any:
     return lambda feeds: session.run(None, feeds)
 
 
+LOCK: list[Path] = []
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the lock, where there is one."""
+    with contextlib.ExitStack() as stack:
+        for path in LOCK:
+            file = stack.enter_context(path.open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def sqnr_db(before: Path, after: Path, feeds: list[dict[str, Any]]) -> float | None:
     """Signal to noise over all outputs of *feeds*; None where nothing differs."""
     one, two = run(before), run(after)
@@ -110,8 +129,9 @@ def compare(
     lead = "" if opset >= 13 else "upgrade-opset{to=13},"
     unpack = "decompress-weights{where=all}," if name == "kws-dscnn" else ""
     graphopt.run(source, f"{lead}{unpack}{CLEAN}", out=clean, validate=False)
-    start = time.process_time()
-    result = graphopt.run(clean, "insert-qdq", out=ours, data=feeds, validate=False)
+    with alone():
+        start = time.process_time()
+        result = graphopt.run(clean, "insert-qdq", out=ours, data=feeds, validate=False)
     row: dict[str, Any] = {"name": name, "status": result.report.status, "cpu_s": time.process_time() - start}
     step = result.report.steps[-1]
     row["counts"], row["measured"] = step.counts, step.extra.get("measured", [])
@@ -125,7 +145,8 @@ def compare(
         row["peer_sqnr_db"] = sqnr_db(clean, theirs, feeds[:8])
     except Exception as error:  # noqa: BLE001 - the peer may fail in any way
         row["peer_error"] = f"{type(error).__name__}: {error}"[:200]
-    latencies = measure_each(clean, [ours] if "peer_error" in row else [ours, theirs], timed)
+    with alone():
+        latencies = measure_each(clean, [ours] if "peer_error" in row else [ours, theirs], timed)
     row["speed"], row["noise"] = (
         1 / latencies[0].ratio,
         max(abs(1 - each) for each in latencies[0].noise_ratios),
@@ -142,11 +163,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", choices=[[], *NETS, *TASKS])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peer", default="MinMax", choices=["MinMax", "Percentile", "Entropy"])
+    parser.add_argument("--lock", type=Path, metavar="FILE")
     parser.add_argument("--table", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
     if options.table:
         print(table(json.loads(options.table.read_text(encoding="utf-8"))))
         return 0
+    LOCK.extend([options.lock] if options.lock else [])
     assets = Path(os.environ["GRAPHOPT_ASSETS"])
     spec = importlib.util.spec_from_file_location("tasks", assets / "tasks.py")
     assert spec is not None
@@ -227,7 +250,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _change(drop: float | None, name: str) -> str:
     if drop is None:
         return ""
-    return f"{-drop:+.2f} {'% (perplexity)' if name == 'stories-llama' else 'pt'}"
+    return f"{drop:+.2f} % perplexity" if name == "stories-llama" else f"{0.0 - drop:+.2f} pt"
 
 
 def _net(name: str, folder: Path, assets: Path, method: str) -> dict[str, Any]:

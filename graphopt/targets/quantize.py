@@ -19,6 +19,7 @@ class QuantizeRules(BaseModel):
         open_ops: Those that are best left with a float result.
         chain_ops: Operators that run on codes inside a chain of quantised values only.
         move_ops: Operators that pass codes on unchanged, so that input and output share one scale.
+        shared_scale_ops: Operators of the chain that copy codes where inputs and result have one scale.
         absorbed_ops: Clamps that disappear into the quantisation behind them.
         grouped_conv: Whether a grouped convolution that is not depthwise is faster on codes.
         depthwise: "with-pointwise": all depthwise and pointwise convolutions of a net or none of them.
@@ -38,6 +39,7 @@ class QuantizeRules(BaseModel):
     open_ops: tuple[str, ...] = ()
     chain_ops: tuple[str, ...] = ()
     move_ops: tuple[str, ...] = ()
+    shared_scale_ops: tuple[str, ...] = ()
     absorbed_ops: tuple[str, ...] = ()
     grouped_conv: bool = False
     depthwise: Literal["free", "with-pointwise"] = "free"

@@ -227,6 +227,15 @@ class Candidates:
         return value
 
     def _stored(self, weight: oir.Value) -> tuple[int, ...]:
+        producer = weight.producer()
+        if producer is not None and is_dequantize(producer) and producer.inputs[0] is not None:
+            dtype = self._shapes.dtype(producer.inputs[0])
+            if dtype is not None and dtype.bitwidth < 8:
+                # The runtime multiplies them as they are.
+                name = dtype.name.lower()
+                raise _NotPossibleError(
+                    f"its weight is stored in {name} codes, which 8-bit ones would double"
+                )
         array = floats_of(weight)
         if array is None:
             if constant_of(weight) is not None:

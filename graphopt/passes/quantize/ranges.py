@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from graphopt.ir.masks import masked_values
+from graphopt.ir.tensors import constant_of
 from graphopt.passes.quantize.candidates import clamp_bounds
 from graphopt.passes.quantize.grid import CODE_RANGES, Grid, activation_grid
 
@@ -30,6 +31,7 @@ class Ranges:
         calibrator: How a range is chosen.
         percentile: Percent of the elements that the range holds, for "percentile".
         settings: Types of codes.
+        shared_ops: Operators whose inputs and result share a grid where that costs no more than a bit.
         found: Ranges by name, which copies of the model share; those that are looked up are added to it.
     """
 
@@ -40,12 +42,14 @@ class Ranges:
         calibrator: Calibrator,
         percentile: float,
         settings: Settings,
+        shared_ops: tuple[str, ...],
         found: dict[str, tuple[float, float]],
     ) -> None:
         self._statistics = statistics
         self._calibrator = calibrator
         self._percentile = percentile
         self._settings = settings
+        self._shared_ops = shared_ops
         self._masks = masked_values(model)
         self._found = found
         self.unusable: dict[oir.Value, str] = {}
@@ -100,25 +104,87 @@ class Ranges:
 
     def grids(self, placement: Placement) -> dict[oir.Value, Grid]:
         """Return the grid of every quantised value: one for all that moves the same codes."""
-        sources = {link.result: link.inputs[0] for link in placement.links if link.moves}
+        moved = {link.result: link.inputs[0] for link in placement.links if link.moves}
         clamps = {each.result: each.clamp for each in placement.computes}
         clamps.update({link.result: link.clamp for link in placement.links})
-        grids: dict[oir.Value, Grid] = {}
+        groups: dict[oir.Value, Group] = {}
+
+        def group_of(value: oir.Value) -> Group:
+            while value in moved:
+                value = moved[value]
+            if value not in groups:
+                low, high = self.interval(value)
+                clamp = clamps.get(value)
+                if clamp is not None:
+                    bounds = clamp_bounds(clamp)
+                    assert bounds is not None
+                    low, high = max(low, bounds[0]), min(high, bounds[1])
+                groups[value] = Group([(low, high)], [] if clamp is None else [clamp])
+            return groups[value]
+
+        for link in placement.links:
+            if link.node.op_type not in self._shared_ops:
+                continue
+            for value in link.inputs:
+                if constant_of(value) is not None:
+                    continue
+                into, other = group_of(link.result), group_of(value)
+                if into is not other and into.takes(other):
+                    into.add(other)
+                    groups.update(dict.fromkeys([key for key in groups if groups[key] is other], into))
+        made: dict[int, Grid] = {}
         for value in placement.values:
-            source = value
-            while source in sources:
-                source = sources[source]
-            low, high = self.interval(source)
-            clamp = clamps.get(source)
-            if clamp is not None:
-                bounds = clamp_bounds(clamp)
-                assert bounds is not None
-                low, high = max(low, bounds[0]), min(high, bounds[1])
-            grid = activation_grid(
-                low, high, self._settings.activation_dtype, symmetric=self._settings.symmetric_activations
-            )
-            grids[value] = grid if clamp is None else _within(grid, clamp)
-        return grids
+            group = group_of(value)
+            if id(group) not in made:
+                made[id(group)] = group.grid(self._settings)
+        return {value: made[id(group_of(value))] for value in placement.values}
+
+
+_LEAST_SHARE = 0.5
+"""A value that fills less than half of a shared range would lose more than one bit."""
+
+
+class Group:
+    """Values on one grid.
+
+    Args:
+        intervals: The range of each.
+        clamps: The Relu or Clip behind some of them.
+    """
+
+    def __init__(self, intervals: list[tuple[float, float]], clamps: list[oir.Node]) -> None:
+        self.intervals = intervals
+        self.clamps = clamps
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The range of all, zero included."""
+        lows, highs = zip(*self.intervals, strict=True)
+        return min(0.0, *lows), max(0.0, *highs)
+
+    def takes(self, other: Group) -> bool:
+        """Return whether one grid is precise enough for both, and absorbs their clamps."""
+        low, high = Group([*self.intervals, *other.intervals], []).interval
+        for clamp in (*self.clamps, *other.clamps):
+            bounds = clamp_bounds(clamp)
+            if bounds is None or low < bounds[0] or high > bounds[1]:
+                return False
+        widths = [max(0.0, top) - min(0.0, bottom) for bottom, top in (self.interval, other.interval)]
+        return min(widths) >= _LEAST_SHARE * (high - low)
+
+    def add(self, other: Group) -> None:
+        """Take the values of *other* in."""
+        self.intervals += other.intervals
+        self.clamps += other.clamps
+
+    def grid(self, settings: Settings) -> Grid:
+        """Return the grid of all."""
+        found = activation_grid(
+            *self.interval, settings.activation_dtype, symmetric=settings.symmetric_activations
+        )
+        for clamp in self.clamps:
+            found = _within(found, clamp)
+        return found
 
 
 def _within(grid: Grid, clamp: oir.Node) -> Grid:

@@ -189,6 +189,7 @@ class Quantizer:
             self.options.calibrator,
             self.options.percentile,
             self.settings,
+            self.rules.shared_scale_ops,
             self.intervals,
         )
 
