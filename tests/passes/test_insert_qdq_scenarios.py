@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 def silu() -> onnx.ModelProto:
     """Four 3x3 convolutions, each with x * sigmoid(x) behind it, and a Gemm."""
-    nodes, weights, value = [], {}, "x"
+    nodes: list[onnx.NodeProto] = []
+    weights: dict[str, Any] = {}
+    value = "x"
     for k in range(4):
         weights |= {
             f"w{k}": normal(16, 16 if k else 3, 3, 3, scale=0.15, seed=k),
