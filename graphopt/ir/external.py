@@ -8,9 +8,11 @@ process, and a gigabyte of weights would look like a gigabyte of use.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import threading
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _BUFFER_BYTES = 1 << 20
+# Enough for a disk to be busy with, little beside what a system keeps back.
+_EARLY_BYTES = 16 << 20
 # The most that one copy_file_range call is asked for; the kernel stops at 2 GiB anyway.
 _KERNEL_COPY_BYTES = 1 << 30
 # What copy_file_range says where it cannot work: other file system, old kernel, special file.
@@ -279,6 +283,51 @@ def _copy_in_kernel(source: int, source_offset: int, target: int, target_offset:
             break
         done += copied
     return done
+
+
+class EarlyWriter:
+    """Writes into an open file from several threads, and has the system store it while they go on.
+
+    Else everything waits in memory until the file is made durable at the end, and nothing else happens then.
+
+    Args:
+        target: File descriptor.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[int, int]] = []
+        self._waiting_bytes = 0
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write all of *data* at *offset*.
+
+        Raises:
+            OSError: Writing failed, a full disk included.
+        """
+        write_at(self._target, data, offset)
+        with self._lock:
+            self._waiting.append((offset, offset + len(data)))
+            self._waiting_bytes += len(data)
+            if self._waiting_bytes < _EARLY_BYTES:
+                return
+            ranges, self._waiting, self._waiting_bytes = sorted(self._waiting), [], 0
+        start, end = ranges[0]
+        for first, last in ranges[1:]:
+            if first != end:
+                _store(self._target, start, end)
+                start = first
+            end = last
+        _store(self._target, start, end)
+
+
+def _store(target: int, start: int, end: int) -> None:
+    # On Linux this starts writing dirty pages, and drops clean ones: these are none of them. It is advice;
+    # where it cannot be given, fsync has more to do.
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(target, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def write_at(target: int, data: bytes | memoryview, offset: int) -> None:

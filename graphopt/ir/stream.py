@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as oir
 
 from graphopt.errors import InvalidModelError
-from graphopt.ir.external import write_at
+from graphopt.ir.external import EarlyWriter
 from graphopt.ir.tensors import FrozenTensor, byte_size, decode, to_array
 
 if TYPE_CHECKING:
@@ -106,14 +106,26 @@ class Block:
     """A part of a matrix.
 
     Attributes:
-        data: [stop - start, columns], or [rows, stop - start]; of the tensor's own type, not to be changed.
+        data: [stop - start, columns], or [rows, stop - start]; of the tensor's own type, not to be changed
+            but through :meth:`work`.
         start: Its first row (column) in the matrix.
         scratch: Buffers of the thread that works on it; nothing in them outlives the block.
+        is_read: The data was read from a file into a buffer of its own; see :meth:`work`.
     """
 
     data: Array
     start: int
     scratch: Scratch
+    is_read: bool = False
+
+    def work(self, like: Array) -> Array:
+        """Return an array of type and shape of *like*, to be overwritten once *like* is read no more.
+
+        It is *like* itself where that lies in a buffer: half the memory stays in cache for twice as much.
+        """
+        if self.is_read or not np.may_share_memory(like, self.data):
+            return like
+        return self.scratch.array("work", like.shape, like.dtype)
 
     def as_float32(self) -> Array:
         """Return the data as float32, in a buffer where it is of another type."""
@@ -298,10 +310,8 @@ def write_lazy(target: int, places: Iterable[tuple[int, LazyTensor]]) -> None:
     for offset, tensor in places:
         recipes.setdefault(tensor.recipe, {}).setdefault(tensor.index, []).append(offset)
 
-    def put(offset: int, data: memoryview) -> None:
-        write_at(target, data, offset)
-
-    _run(recipes, put)
+    writer = EarlyWriter(target)
+    _run(recipes, lambda offset, data: writer.write(data, offset))
 
 
 def _run_in_memory(recipe: Recipe, wanted: tuple[int, ...]) -> dict[int, bytearray]:
@@ -411,7 +421,7 @@ class _Reader:
         if not matrix.axis:
             data = scratch.array("source", (stop - start, matrix.columns), self._dtype)
             self._fill(memoryview(data.reshape(-1).view(np.uint8)), first + start * matrix.columns * item)
-            return Block(data, start, scratch)
+            return Block(data, start, scratch, is_read=True)
         data = scratch.array("source", (matrix.rows, stop - start), self._dtype)
         view = memoryview(data.reshape(-1).view(np.uint8))
         width, stride = (stop - start) * item, matrix.columns * item
@@ -420,7 +430,7 @@ class _Reader:
         else:
             for row in range(matrix.rows):
                 self._fill(view[row * width : (row + 1) * width], first + row * stride + start * item)
-        return Block(data, start, scratch)
+        return Block(data, start, scratch, is_read=True)
 
     def _fill(self, view: memoryview, offset: int) -> None:
         try:

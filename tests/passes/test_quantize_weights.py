@@ -15,7 +15,7 @@ from graphopt.ir.cost import measure_cost
 from graphopt.ir.emit import emit, save
 from graphopt.ir.lower import load, lower
 from graphopt.ir.stream import LazyTensor
-from graphopt.ir.tensors import to_array
+from graphopt.ir.tensors import constant_of, to_array
 from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.weights.grid import Grid
@@ -280,6 +280,33 @@ def test_external_data_gives_the_same_codes(tmp_path: Path, kind: str, options: 
         assert want is not None
         assert got is not None
         assert np.array_equal(to_array(want), to_array(got)), name
+
+
+@pytest.mark.parametrize(("bits", "block"), [(8, None), (4, 32), (2, 64)])
+def test_streamed_codes_follow_the_formula(tmp_path: Path, bits: int, block: int | None) -> None:
+    """The stream rounds in buffers that it uses again; rint of the whole weight does not."""
+    weight = RNG(8).standard_normal((1536, 512)).astype(np.float32)
+    model = graph_model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], {"w": weight}, [1, 1536], opset=25
+    )
+    options = {"bits": bits, "form": "dequantize"} | ({"block_size": block} if block else {})
+    lazy, _ = apply(PASS, load(external(model, tmp_path)), check=False, **options)
+    assert all(
+        isinstance(value.const_value, LazyTensor) or value.const_value.size == 512
+        for value in lazy.graph.initializers.values()
+        if value.const_value is not None
+    )
+    save(lazy, tmp_path / "out.onnx")
+    dequantize = next(
+        each for each in load(tmp_path / "out.onnx").graph if each.op_type == "DequantizeLinear"
+    )
+    codes, scale = (to_array(constant_of(value)) for value in dequantize.inputs[:2])  # type: ignore[arg-type]
+    groups = weight.reshape(-1, block or 1536, 512)
+    most = np.float32((1 << (bits - 1)) - 1)
+    expected_scale = np.abs(groups).max(axis=1) / most
+    expected = np.rint(groups * (1 / expected_scale)[:, None])
+    assert np.array_equal(scale.reshape(expected_scale.shape), expected_scale)
+    assert np.array_equal(codes.astype(np.int8), expected.astype(np.int8).reshape(1536, 512))
 
 
 # What is left alone, and why

@@ -107,7 +107,14 @@ class Grid:
         zero = np.clip(np.rint(-least * np.float32(ratio) / scale), 0, self.high)
         return scale, zero.astype(np.uint8)
 
-    def encode(self, groups: Array, scale: Array, zero: Array | None, work: Array | None = None) -> Array:
+    def encode(
+        self,
+        groups: Array,
+        scale: Array,
+        zero: Array | None,
+        work: Array | None = None,
+        out: Array | None = None,
+    ) -> Array:
         """Return the codes of *groups*, one a byte: int8 or uint8 [outer, size, inner].
 
         Args:
@@ -115,7 +122,10 @@ class Grid:
             scale: [outer, inner].
             zero: [outer, inner] or None.
             work: float32 of the shape of *groups*, to be overwritten; may be *groups* itself.
+            out: Where the codes go: bytes of the shape of *groups*.
         """
+        codes = np.empty(groups.shape, np.uint8) if out is None else out
+        codes = codes.view(np.int8 if self.symmetric else np.uint8)
         work = np.empty_like(groups) if work is None else work
         # A product with the reciprocal is several times faster than a division, and off by half a code in
         # 2**23; a scale whose reciprocal is beyond float32 is divided by.
@@ -127,12 +137,14 @@ class Grid:
             # All within the range: the sum with 1.5 * 2**23 has the nearest whole number, ties to even, in
             # the low bits of its float; rint and a conversion take three times as long.
             work += _ROUND
-            return work.view(np.int32).astype(np.int8)
+            np.copyto(codes, work.view(np.int32), casting="unsafe")
+            return codes
         np.rint(work, out=work)
         if zero is not None:
             work += zero[:, None]
         np.clip(work, self.low, self.high, out=work)
-        return work.astype(np.int8 if self.symmetric else np.uint8)
+        np.copyto(codes, work, casting="unsafe")
+        return codes
 
     def decode(self, codes: Array, scale: Array, zero: Array | None) -> Array:
         """Return what the codes stand for, float32 [outer, size, inner]."""

@@ -91,9 +91,9 @@ def by_columns(
         data = _as_rows(piece, turned=turned)
         folded = _padded(data, block).reshape(-1, block, columns)
         scale, zero = grid.fit(folded)
-        codes = grid.encode(folded, scale, zero, _work(piece, folded))
+        codes = _encode(piece, grid, folded, scale, zero)
         flat = codes.reshape(-1, columns)[: len(data)]
-        return _parts(grid, flat, scale, zero)
+        return _parts(piece, grid, flat, scale, zero)
 
     unit = multiple * columns * grid.width // 8
     parts = [
@@ -148,8 +148,8 @@ def by_column(
 
     def transform(piece: Block) -> Sequence[Array]:
         data = _as_rows(piece, turned=turned)[None]
-        codes = grid.encode(data, scale[None], None if zero is None else zero[None], _work(piece, data))
-        return (_stored(codes, grid.width),)
+        codes = _encode(piece, grid, data, scale[None], None if zero is None else zero[None])
+        return (_stored(piece, codes, grid.width),)
 
     (codes,) = produce(
         Recipe(matrix, (Part(grid.dtype, (rows, columns), multiple * columns * grid.width // 8),), transform),
@@ -193,7 +193,7 @@ def by_lines(
     def transform(piece: Block) -> Sequence[Array]:
         folded = piece.as_float32().reshape(-1, block, 1)
         scale, zero = grid.fit(folded)
-        return _parts(grid, grid.encode(folded, scale, zero, _work(piece, folded)), scale, zero)
+        return _parts(piece, grid, _encode(piece, grid, folded, scale, zero), scale, zero)
 
     parts = [
         Part(grid.dtype, dims, multiple * length * grid.width // 8),
@@ -226,11 +226,11 @@ def for_nbits(
         scale, zero = grid.fit(folded)
         codes = grid.encode(folded, scale, zero)
         unsigned = codes.astype(np.int16) + middle if grid.symmetric else codes
-        made = [_stored(unsigned.astype(np.uint8), grid.width), scale]
+        made = [_stored(piece, unsigned.astype(np.uint8), grid.width), scale]
         if zero is not None:
             per_line = zero.reshape(len(lines), groups)
             filled = np.pad(per_line, ((0, 0), (0, -groups % per_byte)))
-            made.append(_stored(filled, grid.width))
+            made.append(filled if grid.width == 8 else pack(filled, grid.width))
         return made
 
     size = block * grid.width // 8
@@ -257,15 +257,20 @@ def _codes(recipe: Recipe) -> Codes:
     return Codes(made[0], made[1], made[2] if len(made) > 2 else None)
 
 
-def _parts(grid: Grid, codes: Array, scale: Array, zero: Array | None) -> list[Array]:
-    made = [_stored(codes, grid.width), scale]
+def _parts(piece: Block, grid: Grid, codes: Array, scale: Array, zero: Array | None) -> list[Array]:
+    made = [_stored(piece, codes, grid.width), scale]
     if zero is not None:
-        made.append(_stored(zero, grid.width))
+        made.append(zero if grid.width == 8 else pack(zero, grid.width))
     return made
 
 
-def _stored(codes: Array, bits: int) -> Array:
-    return codes if bits == 8 else pack(codes, bits)
+def _stored(piece: Block, codes: Array, bits: int) -> Array:
+    """Return the bytes of *codes* as a file holds them, in a buffer."""
+    if bits == 8:
+        return codes
+    size = -(-codes.size * bits // 8)
+    work = piece.scratch.array("packing", (2 * size * 8 // bits,), np.uint8)
+    return pack(codes, bits, work=work, out=piece.scratch.array("packed", (size,), np.uint8))
 
 
 def _as_rows(piece: Block, *, turned: bool) -> Array:
@@ -282,5 +287,7 @@ def _padded(data: Array, block: int) -> Array:
     return np.pad(data, ((0, missing), (0, 0))) if missing else data
 
 
-def _work(piece: Block, like: Array) -> Array:
-    return piece.scratch.array("work", like.shape, np.float32)
+def _encode(piece: Block, grid: Grid, groups: Array, scale: Array, zero: Array | None) -> Array:
+    """Return the codes of *groups*, which are overwritten where they lie in a buffer, in another buffer."""
+    out = piece.scratch.array("codes", groups.shape, np.uint8)
+    return grid.encode(groups, scale, zero, piece.work(groups), out)
