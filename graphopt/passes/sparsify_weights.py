@@ -7,13 +7,15 @@ are stored sparse, or of an archive of it. The report says which.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
+    import onnx_ir as oir
+
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
     from graphopt.passes.palettes.candidates import Candidate
@@ -85,11 +87,17 @@ class SparsifyWeights(Pass):
         Raises:
             DataError: The criterion needs data and there are none.
         """
-        import numpy as np
+        from graphopt.ir import stream, tensors
+        from graphopt.passes.sparsity.masks import factors
+        from graphopt.passes.sparsity.streaming import Pattern, Sheet
 
-        from graphopt.ir import tensors
-        from graphopt.passes.sparsity.masks import back, factors, mask_of, rows_of
-
+        pattern = Pattern(
+            options.pattern,
+            options.sparsity,
+            (options.n, options.m),
+            (options.block_rows, options.block_columns),
+            options.scope,
+        )
         needs = self.needs(model, options, context)
         statistics = context.statistics(needs) if needs else None
         counts: Counter[str] = Counter()
@@ -97,48 +105,37 @@ class SparsifyWeights(Pass):
         told: list[dict[str, object]] = []
         for candidate in candidates:
             where = f"weight {candidate.name!r}"
-            array = tensors.to_array(candidate.tensor)
-            if not np.isfinite(array).all():
+            if not stream.is_finite(candidate.tensor):
                 skipped.append((where, "it holds NaN or infinities"))
                 continue
-            rows = rows_of(array, candidate)
-            if reason := _does_not_fit(rows.shape, options):
+            sheet = Sheet(candidate, pattern)
+            if reason := _does_not_fit((sheet.rows, sheet.row_length), options):
                 skipped.append((where, reason))
                 continue
-            scores = np.abs(rows).astype(np.float64)
             if statistics is not None:
                 scale = None
                 if candidate.activation is not None and candidate.activation in statistics.channels:
                     scale = factors(statistics.channel(*candidate.activation), options.criterion)
-                if scale is None or scale.size != rows.shape[1]:
+                if scale is None or scale.size != sheet.row_length:
                     skipped.append((where, "judged by magnitude: its input has no moments that fit it"))
                 else:
-                    scores *= scale
-            mask = mask_of(
-                scores,
-                options.sparsity,
-                pattern=options.pattern,
-                nm=(options.n, options.m),
-                block=(options.block_rows, options.block_columns),
-                scope=options.scope,
-            )
-            if not (rows[~mask] != 0).any():
+                    sheet = Sheet(candidate, pattern, scale)
+            rule = sheet.rule()
+            outcome = sheet.outcome(rule)
+            if not outcome.changed:
                 skipped.append((where, "it has these zeros already"))
                 if options.storage == "dense":
                     continue
-            masked = np.ascontiguousarray(back(np.where(mask, rows, 0).astype(array.dtype), candidate))
-            stored, reason = _store(model, candidate, masked, options)
+            stored, reason = _store(model, candidate, sheet.masked(rule, candidate.name), options)
             if reason:
                 skipped.append((where, reason))
-            if stored is candidate.tensor:
-                continue
             candidate.value.const_value = stored
             counts["sparsified"] += 1
-            counts["zeros"] += int((masked == 0).sum())
+            counts["zeros"] += outcome.zeros
             told.append(
                 {
                     "weight": candidate.name,
-                    "sparsity": round(float((masked == 0).mean()), 4),
+                    "sparsity": round(outcome.zeros / candidate.size, 4),
                     "stored": "sparse" if isinstance(stored, tensors.SparseTensor) else "dense",
                 }
             )
@@ -180,29 +177,26 @@ def _does_not_fit(shape: tuple[int, ...], options: SparsifyWeights.Options) -> s
 
 
 def _store(
-    model: Model,
-    candidate: Candidate,
-    masked: Any,  # noqa: ANN401 - an array
-    options: SparsifyWeights.Options,
-) -> tuple[Any, str]:
+    model: Model, candidate: Candidate, dense: oir.TensorProtocol, options: SparsifyWeights.Options
+) -> tuple[oir.TensorProtocol, str]:
     """Return the tensor to hold instead, and why it is dense where sparse was asked for."""
     import numpy as np
 
     from graphopt.ir import tensors
 
     name = candidate.name
-    dense = tensors.from_array(masked, name)
     if options.storage == "dense":
         return dense, ""
     if model.ir_version < _SPARSE_IR_VERSION:
         return dense, f"IR version {model.ir_version} has no sparse initializers"
     if any(function.graph is candidate.value.graph for function in model.functions.values()):
         return dense, "a function holds no initializers"
-    flat = masked.reshape(-1)
+    # How many values stay is known only now; they are held in memory.
+    flat = tensors.to_array(dense).reshape(-1)
     places = np.flatnonzero(flat).astype(np.int64)
     size = places.size * (8 + flat.itemsize)
-    if size >= masked.nbytes or not places.size:
-        return dense, f"stored sparse it would take {size} bytes instead of {masked.nbytes}"
+    if size >= flat.nbytes or not places.size:
+        return dense, f"stored sparse it would take {size} bytes instead of {flat.nbytes}"
     values = tensors.from_array(flat[places], name)
     indices = tensors.from_array(places, f"{name}_indices")
-    return tensors.SparseTensor(values, indices, masked.shape, name=name), ""
+    return tensors.SparseTensor(values, indices, candidate.dims, name=name), ""

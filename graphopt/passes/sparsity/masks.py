@@ -7,31 +7,41 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from graphopt.calibrate.moments import ChannelMoments
-    from graphopt.passes.palettes.candidates import Candidate
 
     Array = npt.NDArray[Any]
     Mask = npt.NDArray[np.bool_]
 
 
-def rows_of(array: Array, candidate: Candidate) -> Array:
-    """Return *array*, shaped as the weight, as [rows, inputs]; inputs are the input channels."""
-    moved = np.moveaxis(array, candidate.axis, 0)
-    if candidate.input_axis is None:
+_COMPARED = 8
+"""Neighbours that are compared each with each, which is faster than sorting (benchmarks/weights.py)."""
+
+
+def rows_of(array: Array, axis: int, input_axis: int | None) -> Array:
+    """Return *array* as [rows, inputs].
+
+    Args:
+        array: A weight, or a part of one.
+        axis: Axis of its output channels, which become the outer part of the rows.
+        input_axis: Axis of its input channels; None takes all other axes together.
+    """
+    moved = np.moveaxis(array, axis, 0)
+    if input_axis is None:
         return moved.reshape(moved.shape[0], -1)
-    at = candidate.input_axis + (candidate.input_axis < candidate.axis)
+    at = input_axis + (input_axis < axis)
     moved = np.moveaxis(moved, at, -1)
     return moved.reshape(-1, moved.shape[-1])
 
 
-def back(rows: Array, candidate: Candidate) -> Array:
-    """Undo :func:`rows_of`."""
-    dims = candidate.dims
-    rest = [axis for axis in range(len(dims)) if axis not in {candidate.axis, candidate.input_axis}]
-    order = [candidate.axis, *rest] + ([] if candidate.input_axis is None else [candidate.input_axis])
-    return rows.reshape([dims[axis] for axis in order]).transpose(np.argsort(order))
+def back(rows: Array, dims: Sequence[int], axis: int, input_axis: int | None) -> Array:
+    """Undo :func:`rows_of` of an array of shape *dims*."""
+    rest = [each for each in range(len(dims)) if each not in {axis, input_axis}]
+    order = [axis, *rest] + ([] if input_axis is None else [input_axis])
+    return rows.reshape([dims[each] for each in order]).transpose(np.argsort(order))
 
 
 def factors(moments: ChannelMoments, criterion: str) -> npt.NDArray[np.float64]:
@@ -69,6 +79,8 @@ def mask_of(
     if pattern == "n:m":
         keep, group = nm
         grouped = scores.reshape(rows, inputs // group, group)
+        if group <= _COMPARED:
+            return _rank(grouped, keep).reshape(rows, inputs)
         order = np.argsort(-grouped, axis=-1, kind="stable")
         mask = np.zeros(grouped.shape, bool)
         np.put_along_axis(mask, order[..., :keep], True, axis=-1)  # noqa: FBT003 - numpy's own signature
@@ -90,4 +102,17 @@ def _largest(scores: Array, sparsity: float) -> Mask:
     mask = np.zeros(scores.shape, bool)
     kept = order[:, : scores.shape[1] - remove]
     np.put_along_axis(mask, kept, True, axis=1)  # noqa: FBT003 - as above
+    return mask
+
+
+def _rank(grouped: Array, keep: int) -> Mask:
+    """Keep the largest along the last axis, comparing each with each; of equal ones the first."""
+    size = grouped.shape[-1]
+    larger = np.zeros(grouped.shape, np.uint8)
+    for one in range(size):
+        for two in range(one + 1, size):
+            beaten = grouped[..., two] > grouped[..., one]
+            larger[..., one] += beaten
+            larger[..., two] += ~beaten
+    mask: Mask = larger < keep
     return mask
