@@ -14,8 +14,11 @@ from pydantic import Field
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
+    import onnx_ir as oir
+
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
+    from graphopt.ir.tensors import Array
 
 
 class ConvertFloat16(Pass):
@@ -136,10 +139,10 @@ def _store(model: Model, options: ConvertFloat16.Options) -> Report:
     """Store float weights as halves behind a Cast."""
     import fnmatch
 
-    from graphopt.ir import tensors
+    from graphopt.ir import rewrite, stream, tensors
     from graphopt.passes.cleanup.annotations import annotated_names
     from graphopt.passes.constants.expressions import Made, Writer, put_in_place
-    from graphopt.passes.precision.types import fits, to_half
+    from graphopt.passes.precision.streaming import half_tensor, tensor_fits
 
     counts: Counter[str] = Counter()
     skipped: list[tuple[str, str]] = []
@@ -152,7 +155,6 @@ def _store(model: Model, options: ConvertFloat16.Options) -> Report:
                 continue
             where = f"weight {value.name!r}"
             names = [value.name or "", *(node.name or "" for node in value.consumers())]
-            array = tensors.to_array(tensor)
             reason = ""
             if tensors.is_overridable(value) or value.is_graph_output() or value.name in annotated:
                 reason = "callers or annotations know it by its name and type"
@@ -160,15 +162,22 @@ def _store(model: Model, options: ConvertFloat16.Options) -> Report:
                 reason = "it is to be kept"
             elif not value.uses():
                 reason = "nothing reads it"
-            elif not fits(array, options.dtype):
+            elif not tensor_fits(tensor, options.dtype):
                 reason = f"it holds numbers beyond the largest {options.dtype}"
             if reason:
                 skipped.append((where, reason))
                 continue
-            made = Made("Cast", (to_half(array, options.dtype),), {"to": int(tensor.dtype)})
+            half = half_tensor(tensor, options.dtype, f"{value.name}_codes")
+            # What is in memory goes as an array: equal ones become one initializer.
+            held: Array | oir.Value = (
+                rewrite.add_initializer(model, graph, f"{value.name}_codes", half)
+                if stream.is_in_file(half)
+                else tensors.to_array(half)
+            )
+            made = Made("Cast", (held,), {"to": int(tensor.dtype)})
             put_in_place(model, writer, value, made)
             counts["weights_stored"] += 1
-            counts["bytes_saved"] += array.nbytes // 2
+            counts["bytes_saved"] += tensor.nbytes // 2
     if not counts and not skipped:
         skipped.append(("model", f"no stored float32 weight has {options.min_elements} elements or more"))
     return Report(changed=bool(counts), counts=dict(sorted(counts.items())), skipped=tuple(skipped))

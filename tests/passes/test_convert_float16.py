@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import OptionError
-from graphopt.ir.emit import emit
+from graphopt.ir.emit import emit, save
 from graphopt.ir.lower import load
+from graphopt.ir.stream import LazyTensor
 from graphopt.passes.convert_float16 import ConvertFloat16
 from graphopt.runtime.feeds import random_feeds
 from tests.passes.harness import apply, assert_golden, op_types, parse
@@ -225,3 +226,33 @@ def test_trained_models(assets: Path, name: str) -> None:
     ):
         scale = float(np.abs(one).max())
         assert float(np.abs(one - two).max()) <= 0.05 * scale
+
+
+@pytest.mark.parametrize("form", ["compute", "storage"])
+def test_external_weights_stay_in_their_file(tmp_path: Path, form: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((700, 600)).astype(np.float32) * 10
+    weight[5, 5], weight[600, 3] = np.inf, np.nan  # they are what they are in halves too
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 700])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 600])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    proto = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="m.bin", size_threshold=0)
+    after, report = apply(ConvertFloat16(), load(path), check=False, form=form)
+    assert report.changed
+    assert any(isinstance(value.const_value, LazyTensor) for value in after.graph.initializers.values())
+    save(after, tmp_path / "out.onnx")
+    (held,) = (
+        value.const_value
+        for value in load(tmp_path / "out.onnx").graph.initializers.values()
+        if value.const_value is not None
+    )
+    assert np.array_equal(held.numpy(), weight.astype(np.float16), equal_nan=True)
+    weight[699, 599] = -70000
+    (tmp_path / "m.bin").write_bytes(weight.tobytes())
+    _, report = apply(ConvertFloat16(), load(path), check=False, form=form)
+    assert not report.changed

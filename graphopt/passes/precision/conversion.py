@@ -11,6 +11,7 @@ import onnx_ir as oir
 
 from graphopt.ir import rewrite, tensors
 from graphopt.passes.precision import types
+from graphopt.passes.precision.streaming import half_tensor, tensor_fits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,7 @@ class Conversion:
         self.skipped: list[tuple[str, str]] = []
         self.halves: dict[oir.Node, tuple[tuple[str, ...], tuple[str, ...]]] = {}
         self.large: set[oir.Value] = set()
+        self.fitting: dict[oir.Value, bool] = {}
         self.converted: dict[tuple[oir.Value, int], oir.Value] = {}
         self.is_half: set[oir.Value] = set()
 
@@ -133,7 +135,9 @@ class Conversion:
         tensor = tensors.constant_of(value)
         if tensor is None or tensor.dtype != FLOAT:
             return False
-        if types.fits(tensors.to_array(tensor), self.dtype):
+        if value not in self.fitting:
+            self.fitting[value] = tensor_fits(tensor, self.dtype)
+        if self.fitting[value]:
             return False
         self.large.add(value)
         return True
@@ -227,8 +231,7 @@ class Conversion:
         assert graph is not None
         name = f"{value.name}_{dtype.name.lower()}"
         if tensor is not None and dtype == self.half:
-            array = types.to_half(tensors.to_array(tensor), self.dtype)
-            new = rewrite.add_initializer(self.model, graph, name, array)
+            new = rewrite.add_initializer(self.model, graph, name, half_tensor(tensor, self.dtype, name))
             self.counts["constants_converted"] += 1
         else:
             node = rewrite.make_node(

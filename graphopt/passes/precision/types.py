@@ -45,10 +45,17 @@ MOVING = frozenset({
 """Operators that are not worth a Cast of their own."""
 
 
-def to_half(array: Array, dtype: str) -> Array:
-    """Return *array* rounded to nearest, ties to even."""
+def to_half(array: Array, dtype: str, out: Array | None = None) -> Array:
+    """Return *array* rounded to nearest, ties to even.
+
+    Args:
+        array: Floats.
+        dtype: "float16" or "bfloat16".
+        out: Where the halves go.
+    """
+    rounded = np.empty(array.shape, _NUMPY[dtype]) if out is None else out
     with np.errstate(over="ignore", under="ignore"):
-        rounded: Array = array.astype(_NUMPY[dtype])
+        np.copyto(rounded, array, casting="unsafe")
     return rounded
 
 
