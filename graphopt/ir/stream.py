@@ -42,8 +42,8 @@ T = TypeVar("T")
 THREADS = 2
 """One waits for the disk while the other computes; more would only split the same memory bus."""
 
-BLOCK_BYTES = 1 << 20
-"""A block and the buffers of a transform stay in a core's second-level cache (benchmarks/weights.py)."""
+BLOCK_BYTES = 4 << 20
+"""Large enough that threads seldom wait for the interpreter (benchmarks/streaming.py)."""
 
 COLUMN_BLOCK_BYTES = 8 << 20
 """Blocks of columns are read in one piece a row; larger ones make the pieces long enough."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _COMPARED = 8
-"""Neighbours that are compared each with each, which is faster than sorting (benchmarks/weights.py)."""
+"""Neighbours that are compared each with each, which is faster than sorting (benchmarks/streaming.py)."""
 
 
 def rows_of(array: Array, axis: int, input_axis: int | None) -> Array:
