@@ -289,7 +289,7 @@ def test_streamed_codes_follow_the_formula(tmp_path: Path, bits: int, block: int
     model = graph_model(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], {"w": weight}, [1, 1536], opset=25
     )
-    options = {"bits": bits, "form": "dequantize"} | ({"block_size": block} if block else {})
+    options: dict[str, Any] = {"bits": bits, "form": "dequantize"} | ({"block_size": block} if block else {})
     lazy, _ = apply(PASS, load(external(model, tmp_path)), check=False, **options)
     assert all(
         isinstance(value.const_value, LazyTensor) or value.const_value.size == 512

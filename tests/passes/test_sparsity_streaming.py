@@ -77,7 +77,7 @@ def test_as_on_the_whole_weight(
     )
     pattern = PATTERNS[name]
     whole = rows_of(np.abs(weight), candidate.axis, candidate.input_axis).astype(np.float64)
-    scale = RNG(4).uniform(0.1, 3, whole.shape[1]) if scaled else None
+    scale = np.asarray(RNG(4).uniform(0.1, 3, whole.shape[1])) if scaled else None
     sheet = Sheet(candidate, pattern, scale)
     assert (sheet.rows, sheet.row_length) == whole.shape
     rule = sheet.rule()
