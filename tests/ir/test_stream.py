@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 ROWS, COLUMNS, UNIT = 3000, 256, 32
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks of the weight below."""
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1 << 20)
+
+
 def weight() -> Array:
     return np.random.default_rng(5).standard_normal((ROWS, COLUMNS)).astype(np.float32)
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import OptionError, UnsupportedModelError
+from graphopt.ir import stream
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.emit import emit, save
 from graphopt.ir.lower import load, lower
@@ -283,8 +284,11 @@ def test_external_data_gives_the_same_codes(tmp_path: Path, kind: str, options: 
 
 
 @pytest.mark.parametrize(("bits", "block"), [(8, None), (4, 32), (2, 64)])
-def test_streamed_codes_follow_the_formula(tmp_path: Path, bits: int, block: int | None) -> None:
+def test_streamed_codes_follow_the_formula(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, block: int | None
+) -> None:
     """The stream rounds in buffers that it uses again; rint of the whole weight does not."""
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1 << 19)
     weight = RNG(8).standard_normal((1536, 512)).astype(np.float32)
     model = graph_model(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], {"w": weight}, [1, 1536], opset=25
