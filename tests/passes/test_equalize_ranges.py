@@ -78,7 +78,8 @@ def network(*, clip: bool = False, uneven: bool = True) -> onnx.ModelProto:
         node("Conv", ["r2", "w3"], ["c3"], "project"),
         node("LeakyRelu", ["c3"], ["l3"], alpha=0.1),
         node("Add", ["l3", "r1"], ["s"], "residual"),
-        node("Conv", ["s", "w4", "b4"], ["c4"], "grouped", group=2, strides=[2, 2]),
+        node("Resize", ["s", "", "factors"], ["s2"], mode="linear"),
+        node("Conv", ["s2", "w4", "b4"], ["c4"], "grouped", group=2, strides=[5, 5]),
         node("PRelu", ["c4", "slope"], ["p4"]),
         node("Concat", ["p4", "p4"], ["cat"], axis=1),
         node("ConvTranspose", ["cat", "w5", "b5"], ["t5"], "up", group=2, strides=[2, 2]),
@@ -97,6 +98,7 @@ def network(*, clip: bool = False, uneven: bool = True) -> onnx.ModelProto:
         "w2": normal(8, 1, 3, 3, seed=2), "b2": normal(8, seed=3),
         "w3": normal(8, 8, 1, 1, seed=4),
         "w4": normal(6, 4, 3, 3, seed=5, scale=0.3), "b4": normal(6, seed=6),
+        "factors": np.array([1, 1, 2, 2], np.float32),
         "slope": np.abs(normal(6, 1, 1, seed=7)),
         "w5": normal(12, 2, 2, 2, seed=8), "b5": normal(4, seed=9), "shift": normal(4, 1, 1, seed=10),
         "w7": normal(5, 4 * 9, seed=11, scale=0.2), "b7": normal(5, seed=12),
@@ -291,6 +293,20 @@ def test_weights_with_other_readers_and_those_of_excluded_nodes_stay() -> None:
     assert ("Conv 'one'", "its weight has other readers") in report.skipped
     _, report = apply(EqualizeRanges(), pair([relu]), exclude=["tw*"])
     assert report.skipped == (("Conv 'two'", "exclude names it"),)
+
+
+def test_weights_that_callers_may_override_and_codes_are_named() -> None:
+    before = pair([NODE("Relu", ["a"], ["b"])])
+    before.graph.input.append(helper.make_tensor_value_info("w2", TensorProto.FLOAT, [4, 4, 1, 1]))
+    _, report = apply(EqualizeRanges(), before)
+    assert not report.changed
+    assert [where for where, reason in report.skipped if "override" in reason] == ["Conv 'two'"]
+    codes, _ = apply(
+        InsertQdq(), pair([NODE("Relu", ["a"], ["b"])]), data=[{"x": normal(1, 3, 4, 4)}], measure="off"
+    )
+    _, report = apply(EqualizeRanges(), codes)
+    assert not report.changed
+    assert {reason for _, reason in report.skipped} == {"its weight is stored as codes"}
 
 
 def test_a_bias_that_two_operators_share_is_written_twice() -> None:

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.ir.rewrite import attribute, captured_values, constant_array, has_reference, input_at, is_op
+from graphopt.ir.quantised import is_dequantize
+from graphopt.ir.rewrite import (
+    attribute,
+    captured_values,
+    constant_array,
+    has_reference,
+    input_at,
+    is_op,
+    is_overridable,
+)
 from graphopt.ir.semantics import may_train
 from graphopt.ir.tensors import constant_of
 from graphopt.passes.equalize.atoms import Atoms, Bound, Label, Offset, Operator
@@ -27,6 +36,9 @@ if TYPE_CHECKING:
     from graphopt.ir.model import Model
     from graphopt.ir.shapes import Shapes
     from graphopt.passes.equalize.atoms import Ids
+
+
+_CROPS = frozenset({"tf_crop_and_resize", b"tf_crop_and_resize"})
 
 
 @dataclass
@@ -74,8 +86,7 @@ class Flow:
         if is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
             reason = self._linear(node)
             if reason:
-                weight = input_at(node, 1)
-                if weight is not None and constant_of(weight) is not None:
+                if _is_stored(input_at(node, 1)):
                     self.skipped.append((f"{node.op_type} {node.name or node.outputs[0].name!r}", reason))
                 self._stop(node)
             return
@@ -110,6 +121,10 @@ class Flow:
         data, weight = input_at(node, 0), input_at(node, 1)
         tensor = constant_of(weight)
         if data is None or weight is None or tensor is None:
+            if weight is not None and is_overridable(weight):
+                return "callers may override its weight (but for canonicalize{freeze_initializers=true})"
+            if weight is not None and is_dequantize(weight.producer()):
+                return "its weight is stored as codes"
             return "its weight is no constant"
         if constant_of(data) is not None or has_reference(node):
             return "it reads a constant"
@@ -346,6 +361,15 @@ class Flow:
         self.put(node, label)
         return True
 
+    def resize(self, node: oir.Node) -> bool:
+        """Resize interpolates linearly, whatever its mode; with a crop it would fill in a number."""
+        label, after = self.label(node), self.shapes.shape(node.outputs[0])
+        crops = attribute(node, "coordinate_transformation_mode", "") in _CROPS
+        if label is None or after is None or crops or after[label.axis] != len(label.ids):
+            return False
+        self.put(node, label)
+        return True
+
     def reshape(self, node: oir.Node) -> bool:
         """Reshape and its kin, as far as channels stay together."""
         label = self.label(node)
@@ -366,6 +390,13 @@ class Flow:
             return None if given is None else [int(each) for each in given]
         array = constant_array(value)
         return None if array is None else [int(each) for each in array.reshape(-1)]
+
+
+def _is_stored(value: oir.Value | None) -> bool:
+    """Return whether *value* holds a weight, whatever its form: what computes both inputs is no news."""
+    if value is None:
+        return False
+    return value.is_initializer() or constant_of(value) is not None or is_dequantize(value.producer())
 
 
 def _reshaped(label: Label, before: Sequence[Any], after: Sequence[Any]) -> Label | None:
@@ -406,4 +437,5 @@ _RULES: dict[str, Callable[[Flow, oir.Node], bool]] = {
     "Split": Flow.split,
     "Transpose": Flow.transpose,
     "Pad": Flow.pad,
+    **dict.fromkeys(("Resize", "Upsample"), Flow.resize),
 }  # fmt: skip
