@@ -90,6 +90,12 @@ CASES = {
     "mobilenetv2-80-obs-changed": Case(
         "mobilenetv2", f"prune-channels{{macs_ratio=0.8,{TIGHT},criterion=obs,{LS},refit=changed}}", 200, 0.05
     ),
+    "mobilenetv2-80-obs-auto": Case(
+        "mobilenetv2",
+        f"prune-channels{{macs_ratio=0.8,{TIGHT},criterion=obs,{LS},ridge=auto,rows_per_sample=196}}",
+        200,
+        0.05,
+    ),
     **_rank(0.75, 0.025),
     **_rank(0.5, 0.08),
     "anomaly-ae-lowrank": Case(

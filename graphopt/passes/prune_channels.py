@@ -112,8 +112,10 @@ class PruneChannels(Pass):
             description="weights that recover=least-squares fits: those that lose inputs, or all behind the"
             " first of them (changed or all)",
         )
-        ridge: float = Field(
-            default=1e-3, gt=0, description="ridge of the solves (relative to the mean variance of a column)"
+        ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+            default=1e-3,
+            description="ridge of the solves; auto: for each the one that predicts a quarter of the samples"
+            " best, which is held out (relative to the mean variance of a column)",
         )
         rows_per_sample: int = Field(
             default=64, ge=1, description="positions that recover draws from each sample (a number)"

@@ -26,6 +26,8 @@ class Moments:
         gram: [d, d] sum of x x^T.
         cross: [d, m] sum of x y^T.
         energy: [m] sum of y squared.
+        held: The part of all this that some samples are behind which are set aside to choose a ridge on;
+            None where there are too few.
     """
 
     count: int
@@ -34,6 +36,7 @@ class Moments:
     gram: Matrix
     cross: Matrix
     energy: Matrix
+    held: Moments | None = None
 
     @classmethod
     def empty(cls, rows: int, targets: int) -> Self:
@@ -121,6 +124,17 @@ class Moments:
         for name in ("rows_sum", "targets_sum", "gram", "cross", "energy"):
             getattr(self, name).__iadd__(getattr(other, name))
 
+    def without(self, other: Moments) -> Moments:
+        """Return what is left where *other*, which is part of this, is taken out."""
+        return Moments(
+            self.count - other.count,
+            self.rows_sum - other.rows_sum,
+            self.targets_sum - other.targets_sum,
+            self.gram - other.gram,
+            self.cross - other.cross,
+            self.energy - other.energy,
+        )
+
     def through(self, features: Matrix) -> Moments:
         """Return the moments of ``features @ x``, with features [q, d], and the same targets."""
         return Moments(
@@ -145,6 +159,7 @@ class Moments:
             self.gram,
             self.cross - np.outer(self.rows_sum, bias),
             self.energy - 2 * bias * self.targets_sum + self.count * bias * bias,
+            None if self.held is None else self.held.uncentred(bias),
         )
 
     @property

@@ -6,6 +6,9 @@ With rows x, targets y, a weight W and a bias b the objective is
 
 ``scale`` being the mean variance of a column, so that ``ridge`` has no unit. The bias is free. Centred, the
 minimum is ``W - prior = (cov(x) + ridge * scale)^-1 (cov(x, y) - cov(x) prior)``.
+
+Rows of one sample are alike, so their number says little about how much may be fitted to them. Where moments
+come with a part that is held out, by samples, the ridge is the one whose fit to the others predicts it best.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ ROWS_PER_UNKNOWN = 4
 with one row an unknown every choice of 271 of them fits the samples; benchmarks/recovery.py)."""
 
 _HIGHEST_RIDGE = 1e3
+_RIDGE_STEP = 10**0.5
 _LEAST_SCALE = 1e-30
 
 
@@ -175,6 +179,8 @@ def solve(
         return Solution(weight, prior_bias, before, before, ridge, (f"{stage}: no rows; the weights stay",))
     chosen = np.arange(moments.columns) if columns is None else np.asarray(columns)
     covariance = moments.covariance
+    if moments.held is not None:
+        ridge = _ridge_on_held(moments, moments.held, weight, chosen, ridge)
     regular = regularise(covariance[np.ix_(chosen, chosen)], moments.count, ridge, stage)
     wanted = moments.cross_covariance[chosen] - covariance[np.ix_(chosen, chosen)] @ weight[:, chosen].T
     notes = regular.notes
@@ -187,6 +193,32 @@ def solve(
     result[:, chosen] += delta
     bias = moments.best_bias(result)
     return Solution(result, bias, before, moments.residual(result, bias), regular.ridge, notes)
+
+
+def _ridge_on_held(moments: Moments, held: Moments, weight: Matrix, chosen: Indices, least: float) -> float:
+    """Return the ridge, *least* at least, whose fit to the other samples predicts the held ones best."""
+    rest = moments.without(held)
+    covariance = rest.covariance[np.ix_(chosen, chosen)]
+    covariance = (covariance + covariance.T) / 2
+    wanted = rest.cross_covariance[chosen] - covariance @ weight[:, chosen].T
+    scale = max(float(np.trace(covariance)) / max(len(chosen), 1), _LEAST_SCALE)
+    best, found = least, float("inf")
+    ridge = least
+    while ridge <= max(_HIGHEST_RIDGE, least):
+        try:
+            delta = np.linalg.solve(covariance + ridge * scale * np.eye(len(chosen)), wanted).T
+        except np.linalg.LinAlgError:
+            delta = np.full_like(weight[:, chosen], np.nan)
+        tried = weight.copy()
+        tried[:, chosen] += delta
+        error = held.residual(tried, rest.best_bias(tried)) if np.isfinite(delta).all() else float("inf")
+        # Beyond the best one the error only rises.
+        if found < error < float("inf"):
+            break
+        if error < found:
+            best, found = ridge, error
+        ridge *= _RIDGE_STEP
+    return best
 
 
 def solve_groups(

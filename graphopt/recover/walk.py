@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 ROWS_PER_SAMPLE = 64
 """Positions drawn from each sample (design/recovery.md; more changed nothing)."""
 
+_HOLD_OUT = 4  # one sample of so many is set aside
+_LEAST_HELD = 16  # samples in all, for that
 _BATCH = 32
 _BATCH_BYTES = 16 << 20
 
@@ -120,7 +122,9 @@ class Agreement:
     def add(self, teacher: Sequence[npt.NDArray[Any]], student: Sequence[npt.NDArray[Any]]) -> None:
         """Take in the outputs of one sample."""
         for index, (one, two) in enumerate(zip(teacher, student, strict=True)):
-            if one.dtype.kind != "f" or one.shape != two.shape or not one.size:
+            # Numbers, or their 8-bit codes; wider integers are indices.
+            numeric = one.dtype.kind == "f" or (one.dtype.kind in "iu" and one.dtype.itemsize == 1)
+            if not numeric or one.shape != two.shape or not one.size:
                 continue
             first, second = one.astype(np.float64), two.astype(np.float64)
             self.noise += float(np.sum((first - second) ** 2))
@@ -172,6 +176,7 @@ class Walk:
         rows_per_sample: Positions drawn from each sample at every stage; None takes all.
         seed: Seed of the draws.
         provider: What to run on.
+        hold_out: Whether some samples are set aside to choose the ridge of each stage on.
 
     Attributes:
         student: The model whose weights the caller changes, through :meth:`write`.
@@ -185,6 +190,7 @@ class Walk:
     rows_per_sample: int | None = ROWS_PER_SAMPLE
     seed: int = 0
     provider: str = "cpu"
+    hold_out: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)
     effort: Effort = field(default_factory=Effort)
 
@@ -352,26 +358,34 @@ class Walk:
         groups = linear.groups
         m, d = linear.shape
         found = [Moments.empty(d, m // groups) for _ in range(groups)]
-        batch: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
-        first = 0  # sample that the batch begins with
+        held = [Moments.empty(d, m // groups) for _ in range(groups)] if self.hold_out else []
+        batches: dict[str, list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {"fit": [], "held": []}
+        first = dict.fromkeys(batches, 0)  # sample that each begins with
 
-        def flush() -> None:
+        def flush(part: str) -> None:
+            batch = batches[part]
             if not batch:
                 return
             # One draw for the whole batch: there are many samples, and each call costs more than its rows.
             source, target = (
                 np.concatenate(side) if len(side) > 1 else side[0] for side in zip(*batch, strict=True)
             )
-            seeds = [self.seed, stage.position, first]
-            rows = gather_rows(source, linear.rows, self.rows_per_sample, np.random.default_rng(seeds))
-            targets = gather_rows(target, linear.targets, self.rows_per_sample, np.random.default_rng(seeds))
+            seeds = [self.seed, stage.position, first[part]]
+            try:
+                rows = gather_rows(source, linear.rows, self.rows_per_sample, np.random.default_rng(seeds))
+                targets = gather_rows(
+                    target, linear.targets, self.rows_per_sample, np.random.default_rng(seeds)
+                )
+            except DataError as error:
+                error.where = error.where or f"{linear.where}: value {linear.source!r}"
+                raise
             batch.clear()
             if len(rows) != len(targets):
                 raise DataError(
                     f"{len(rows)} rows and {len(targets)} targets: the streams disagree", where=linear.where
                 )
             step = m // groups
-            for group, moments in enumerate(found):
+            for group, moments in enumerate(held if part == "held" else found):
                 moments.add(
                     rows[:, group * d : (group + 1) * d], targets[:, group * step : (group + 1) * step]
                 )
@@ -388,12 +402,17 @@ class Walk:
                     )
                 target = target + (want[name] - have[name])
             source = have[linear.source]
-            if not _joins(batch, source, target):
-                flush()
-            if not batch:
-                first = sample
-            batch.append((source, target))
-        flush()
+            part = "held" if self.hold_out and sample % _HOLD_OUT == _HOLD_OUT - 1 else "fit"
+            if not _joins(batches[part], source, target):
+                flush(part)
+            if not batches[part]:
+                first[part] = sample
+            batches[part].append((source, target))
+        flush("fit")
+        flush("held")
+        for moments, aside in zip(found, held, strict=False):
+            moments.merge(aside)
+            moments.held = aside if self.effort.samples >= _LEAST_HELD else None
         self._note_effort()
         return found
 

@@ -174,6 +174,39 @@ def test_few_rows_leave_few_effective_unknowns() -> None:
     assert not regularise(covariance, 48, 1e-3, "s").notes
 
 
+def test_the_ridge_is_chosen_on_samples_that_are_held_out() -> None:
+    generator = np.random.default_rng(3)
+    truth = generator.normal(size=(3, 40))
+
+    def drawn(samples: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a sample differ little, so that many rows hold few independent ones."""
+        centres = generator.normal(size=(samples, 1, 40))
+        rows = (centres + 0.05 * generator.normal(size=(samples, 32, 40))).reshape(-1, 40)
+        offsets = np.repeat(noise * generator.normal(size=(samples, 1, 3)), 32, axis=1).reshape(-1, 3)
+        return rows, rows @ truth.T + offsets
+
+    def seen(samples: int, noise: float) -> Moments:
+        moments, held = Moments.empty(40, 3), Moments.empty(40, 3)
+        moments.add(*drawn(samples, noise))
+        held.add(*drawn(samples // 3, noise))
+        moments.merge(held)
+        moments.held = held
+        return moments
+
+    prior = truth + 0.3 * generator.normal(size=truth.shape)
+    fresh = Moments.empty(40, 3)
+    fresh.add(*drawn(500, 0.0))
+    poor = seen(30, 3.0)
+    chosen = solve(poor, prior, np.zeros(3), stage="s", ridge=1e-4)
+    poor.held = None
+    fixed = solve(poor, prior, np.zeros(3), stage="s", ridge=1e-4)
+    assert chosen.ridge > 10 * fixed.ridge
+    assert fresh.residual(chosen.weight, chosen.bias) < 0.5 * fresh.residual(fixed.weight, fixed.bias)
+    rich = seen(600, 0.0)
+    found = solve(rich, prior, np.zeros(3), stage="s", ridge=1e-6)
+    np.testing.assert_allclose(found.weight, truth, atol=1e-3)
+
+
 def test_an_indefinite_covariance_is_made_definite() -> None:
     got = regularise(np.diag([1.0, -5.0, 2.0]), 100, 1e-3, "s")
     assert np.min(np.linalg.eigvalsh(got.matrix)) > 0

@@ -53,7 +53,8 @@ class Recovery:
         method: "bias" or "least-squares".
         reselect: Whether units are chosen anew during the walk.
         refit_all: Whether weights that lose nothing are fitted too.
-        ridge: Relative ridge.
+        ridge: Relative ridge; the least one where samples are held out.
+        hold_out: Whether some samples are set aside to choose the ridge of each solve on.
         rows_per_sample: Positions drawn from each sample.
         seed: Seed of the draws.
         protect: Patterns of names of nodes and weights that stay as they are.
@@ -63,6 +64,7 @@ class Recovery:
     reselect: bool
     refit_all: bool
     ridge: float
+    hold_out: bool
     rows_per_sample: int
     seed: int
     protect: tuple[str, ...] = ()
@@ -104,7 +106,7 @@ def compensate(
             where="prune-channels",
             hint="Give unlabelled inputs with --data, or recover=none.",
         )
-    with Walk(model, feeds, recovery.rows_per_sample, recovery.seed) as walk:
+    with Walk(model, feeds, recovery.rows_per_sample, recovery.seed, hold_out=recovery.hold_out) as walk:
         return _Fitter(walk, model, anatomy, kept, recovery).run()
 
 

@@ -31,6 +31,7 @@ from graphopt.passes.pruning.meter import Meter
 from graphopt.passes.pruning.oracle import Claim, Verdict, judge
 from graphopt.passes.pruning.plans import read_decisions
 from graphopt.passes.pruning.timing import Timer, search
+from graphopt.recover.solve import RIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -154,7 +155,8 @@ class Pruner:
             method=options.recover,
             reselect=options.criterion == "obs" and options.plan is None,
             refit_all=options.refit == "all",
-            ridge=options.ridge,
+            ridge=RIDGE if options.ridge == "auto" else options.ridge,
+            hold_out=options.ridge == "auto",
             rows_per_sample=options.rows_per_sample,
             seed=self.seed,
             protect=tuple(options.protect),

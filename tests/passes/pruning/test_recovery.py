@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from graphopt.errors import DataError
 from graphopt.ir.emit import emit
 from graphopt.passes.prune_channels import PruneChannels
+from graphopt.recover.walk import Agreement
 from tests.passes.harness import apply, run_feeds, session_for
 from tests.passes.pruning.scenarios import array, conv, info, model_of, relu
 
@@ -161,6 +162,23 @@ def test_each_step_of_the_recipe_helps_on_a_residual_net() -> None:
     assert changed < 0.8 * bias
     assert refitted < 1.05 * changed  # on weights without structure there is little to gain in between
     assert chosen < 0.8 * refitted
+
+
+def test_a_ridge_is_found_on_samples_that_are_held_out() -> None:
+    model, held = residual(), images(200, seed=9)
+    options: dict[str, Any] = {"macs_ratio": 0.6, "round_to": 1, "criterion": "obs", "rows_per_sample": 2}
+    fixed, _ = apply(PASS, model, data=images(40), recover="least-squares", ridge=1e-6, **options)
+    found, report = apply(PASS, model, data=images(40), recover="least-squares", ridge="auto", **options)
+    assert error(model, found, held) < error(model, fixed, held)
+    recovery: Any = report.extra["recovery"]
+    assert any(stage["ridge"] > 2e-3 for stage in recovery["stages"])
+
+
+def test_outputs_that_are_codes_agree_as_numbers() -> None:
+    agreement = Agreement()
+    one = np.array([[1, 9, 3]], np.uint8)
+    agreement.add([one, np.array([3])], [one + np.uint8(1), np.array([4])])
+    assert agreement.as_json() == {"sqnr_db": pytest.approx(14.82, abs=0.01), "same_argmax": 1.0}
 
 
 def test_the_report_has_every_stage_in_order() -> None:
