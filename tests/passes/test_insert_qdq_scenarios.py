@@ -143,6 +143,27 @@ def test_what_is_joined_shares_a_scale_where_that_costs_less_than_a_bit(scale: f
     assert sqnr_db(model, result, data) > 30
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (8, 1, 1)])
+def test_constants_of_a_chain_become_codes_whatever_their_rank(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], "conv1"),
+        helper.make_node("Add", ["c", "b"], ["a"], "add"),
+        helper.make_node("Mul", ["a", "f"], ["m"], "mul"),
+        helper.make_node("Conv", ["m", "w2"], ["y"], "conv2"),
+    ]
+    weights = {
+        "w1": normal(8, 3, 1, 1), "w2": normal(4, 8, 1, 1, seed=3),
+        "b": np.full(shape, 0.75, np.float32), "f": np.full(shape, 1.5, np.float32),
+    }  # fmt: skip
+    model, data = graph_of(nodes, weights, [1, 3, 8, 8], [1, 4, 8, 8]), feeds((1, 3, 8, 8))
+    result, report = apply(InsertQdq(), model, data=data, measure="off")
+    assert report.counts["chain"] == 2
+    assert kernels(result, tmp_path)["QLinearMul"] == 1
+    assert sqnr_db(model, result, data) > 25  # five roundings of normal numbers
+
+
 def test_codes_of_4_bits_stay_as_they_are() -> None:
     codes = helper.make_tensor(
         "q", TensorProto.INT4, [64, 48], np.random.default_rng(0).integers(-8, 8, 64 * 48).tolist()

@@ -152,7 +152,7 @@ class Emitter:
             low, last = CODE_RANGES[grid.dtype]
             codes = np.clip(np.rint(array / np.float32(grid.scale)) + grid.zero_point, low, last)
             scalar = Codes(
-                codes.astype(grid.dtype), np.array(grid.scale, np.float32),
+                np.asarray(codes, grid.dtype), np.array(grid.scale, np.float32),
                 np.array(grid.zero_point, grid.dtype), None,
             )  # fmt: skip
             link.node.replace_input_with(index, self._stored(value, scalar, link.node))
