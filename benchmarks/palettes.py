@@ -48,8 +48,14 @@ CASES = {
     "mobilenetv2-6-data": Case("mobilenetv2", "share-weights{bits=6}", 64, 0.21, 0, 0.020),
     "mobilenetv2-6-tensor": Case("mobilenetv2", "share-weights{bits=6,granularity=tensor,weighting=none}"),
     "mobilenetv2-4": Case("mobilenetv2", "share-weights{bits=4}", 64),
-    "mobilenetv2-4-feedback": Case("mobilenetv2", "share-weights{bits=4,feedback=true}", 200, 0.15, 0, 0.030),
-    "mobilenetv2-5-feedback": Case("mobilenetv2", "share-weights{bits=5,feedback=true}", 200),
+    "mobilenetv2-4-feedback": Case(
+        "mobilenetv2",
+        "share-weights{bits=4,feedback=true,granularity=group,group_size=8}",
+        200,
+        0.15,
+        0,
+        0.045,
+    ),
     "resnet56-4-feedback": Case(
         "cifar-resnet56", "share-weights{bits=4,feedback=true}", 512, 0.14, 1 << 16, 0.010
     ),

@@ -7,9 +7,9 @@ of the codebook.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
@@ -39,6 +39,13 @@ class ShareWeights(Pass):
             default=30.0,
             ge=0.0,
             description="with bits=auto, least signal to error of every weight (dB)",
+        )
+        mean_bits: float | None = Field(
+            default=None,
+            ge=1.0,
+            le=8.0,
+            description="with bits=auto, bits of a code on average over all elements, instead of sqnr_db; "
+            "large weights get fewer, small ones more (bits)",
         )
         granularity: Literal["auto", "tensor", "channel", "group"] = Field(
             default="auto",
@@ -87,6 +94,12 @@ class ShareWeights(Pass):
         keep: tuple[str, ...] = Field(
             default=(), description="names of nodes or initializers to leave alone (patterns with * and ?)"
         )
+
+        @model_validator(mode="after")
+        def _bits_to_spread(self) -> Self:
+            if self.mean_bits is not None and self.bits != "auto":
+                raise ValueError(f"mean_bits spreads bits over the weights, which bits={self.bits} forbids")
+            return self
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the mean squares of the inputs of all weights whose errors are to be weighted."""

@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
 from graphopt.errors import DataError
 from graphopt.passes.palettes import descent
+from graphopt.passes.palettes.budget import spread_bits
 from graphopt.passes.palettes.descent import Problem, Shared
 from graphopt.passes.share_weights import ShareWeights
 from tests.passes.harness import apply, run_feeds, session_for
@@ -208,6 +210,23 @@ def test_weights_that_fit_their_codes_stay_as_they_are() -> None:
     told = {each["weight"]: each for each in report.extra["palettes"]}  # type: ignore[attr-defined]
     assert told["product"]["exact"]
     assert report.counts["fed_back"] == 4
+
+
+def test_bits_are_spread_by_size() -> None:
+    sizes = {"small": 1 << 10, "middle": 1 << 14, "large": 1 << 18}
+    bits = spread_bits(sizes, 4.2)
+    assert sum(bits[name] * size for name, size in sizes.items()) <= 4.2 * sum(sizes.values())
+    every = itertools.product(range(1, 9), repeat=3)
+    allowed = [one for one in every if np.dot(one, list(sizes.values())) <= 4.2 * sum(sizes.values())]
+    best = min(sum(4.0**-each for each in one) for one in allowed)
+    assert sum(4.0**-each for each in bits.values()) < 1.5 * best
+    _, report = apply(PASS, net(), min_elements=200, bits="auto", mean_bits=4.5)
+    told: Any = report.extra["palettes"]
+    assert len({each["bits"] for each in told}) > 1
+    elements = {each["weight"]: each["bytes"][0] // 4 for each in told}
+    assert sum(each["bits"] * elements[each["weight"]] for each in told) <= 4.5 * sum(elements.values())
+    with pytest.raises(ValidationError, match="mean_bits"):
+        PASS.Options(mean_bits=4.0)
 
 
 def test_it_needs_data() -> None:

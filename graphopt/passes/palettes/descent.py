@@ -35,6 +35,8 @@ _ENOUGH = 2e-3
 
 _BLOCK = 64
 _BOOK_RIDGE = 1e-9
+_HELD = 1 << 23
+"""Numbers that are held at once to set up the equations of a codebook."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,10 @@ def nearest(wanted: Floats, books: Floats, book_of: Codes) -> Codes:
     """Return the code of the nearest value for [..., n] numbers; *book_of* has the leading dims."""
     if len(books) == 1:
         return nearest_codes(wanted, books[0])
-    codes = np.empty(wanted.shape, np.intp)
-    for index, book in enumerate(books):
-        mine = book_of == index
-        codes[mine] = nearest_codes(wanted[mine], book)
+    edges = ((books[:, 1:] + books[:, :-1]) / 2)[book_of]
+    codes = np.zeros(wanted.shape, np.intp)
+    for place in range(edges.shape[-1]):
+        codes += wanted > edges[..., place, None]
     return codes
 
 
@@ -177,18 +179,17 @@ def refit_books(problem: Problem, shared: Shared) -> Shared:
     aim = problem.weight @ problem.moments
     for group, moments in enumerate(problem.moments):
         for index in np.unique(shared.book_of[group]):
-            rows = shared.book_of[group] == index
-            codes, scale = shared.codes[group][rows], shared.scales[group][rows][:, None]
-            taken = [(codes == code) * scale for code in range(size)]
-            for code in range(size):
-                if not taken[code].any():
-                    continue
-                wanted[index, code] += np.vdot(taken[code], aim[group][rows])
-                seen = taken[code] @ moments
-                for other in range(code, size):
-                    normal[index, code, other] += np.vdot(seen, taken[other])
+            mine = np.flatnonzero(shared.book_of[group] == index)
+            step = max(1, _HELD // (size * len(moments)))
+            for start in range(0, len(mine), step):
+                rows = mine[start : start + step]
+                codes, scale = shared.codes[group][rows], shared.scales[group][rows][:, None]
+                taken = (codes == np.arange(size)[:, None, None]) * scale
+                seen = taken @ moments
+                wanted[index] += np.tensordot(taken, aim[group][rows], axes=2)
+                normal[index] += np.tensordot(seen, taken, axes=((1, 2), (1, 2)))
     for index in range(len(books)):
-        square = np.triu(normal[index]) + np.triu(normal[index], 1).T
+        square = (normal[index] + normal[index].T) / 2
         used = np.diag(square) > 0
         if not used.any():
             continue

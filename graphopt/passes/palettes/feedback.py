@@ -103,7 +103,7 @@ def feed_back_all(
     model: Model,
     candidates: Sequence[Candidate],
     feeds: Iterable[Feeds] | None,
-    wish: Wish,
+    wish_of: Callable[[Candidate], Wish],
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> Outcome:
@@ -113,7 +113,7 @@ def feed_back_all(
         model: The model; only biases are changed.
         candidates: Weights, each with one reader that is a linear operator of the main graph.
         feeds: Unlabelled inputs.
-        wish: Bits and form.
+        wish_of: Bits and form of each.
         settings: See there.
         progress: Told (done, total).
 
@@ -140,6 +140,7 @@ def feed_back_all(
             value = stage.linear.node.inputs[1]
             assert value is not None
             candidate = by_value[value]
+            wish = wish_of(candidate)
             if exact(candidate, wish) is not None:
                 continue
             result = _feed_back(walk, stage, candidate, wish, settings)

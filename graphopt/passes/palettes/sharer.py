@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphopt.api import Report
@@ -13,6 +14,7 @@ from graphopt.ir.tensors import nbytes
 from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.cleanup.sharing import Sharing
 from graphopt.passes.constants.expressions import Writer, put_in_place
+from graphopt.passes.palettes.budget import spread_bits
 from graphopt.passes.palettes.candidates import find_candidates, importance
 from graphopt.passes.palettes.choose import Wish, choose, is_constant
 from graphopt.passes.palettes.feedback import Settings, feed_back_all, why_not
@@ -76,6 +78,7 @@ class Sharer:
             options.group_size,
             options.spacing,
         )
+        self._bits: dict[str, int] = {}
         self._writer = Writer(model)
         self._counts: Counter[str] = Counter()
         self._skipped: list[tuple[str, str]] = []
@@ -95,6 +98,9 @@ class Sharer:
             self._counts["nearly_equal_shared"] += len(shared)
             if shared:
                 self._extra["shared"] = shared
+        if options.mean_bits is not None:
+            sizes = {each.name: each.size for each in candidates}
+            self._bits = spread_bits(sizes, options.mean_bits)
         fed = self._feed_back(candidates) if options.feedback else {}
         for done, candidate in enumerate(candidates):
             self._context.progress(done, len(candidates))
@@ -110,6 +116,10 @@ class Sharer:
             skipped=tuple(self._skipped),
             extra=self._extra,
         )
+
+    def _wish_of(self, candidate: Candidate) -> Wish:
+        """Return what is asked for this weight; its bits where the mean over all is what was given."""
+        return replace(self._wish, bits=self._bits.get(candidate.name, self._wish.bits))
 
     def _usable(self) -> list[Candidate]:
         found, skipped = candidates_of(self._model, self._options)
@@ -138,7 +148,7 @@ class Sharer:
                 able.append(candidate)
         settings = Settings(options.ridge, options.rows_per_sample, self._context.seed)
         outcome = feed_back_all(
-            self._model, able, self._context.data, self._wish, settings, self._context.progress
+            self._model, able, self._context.data, self._wish_of, settings, self._context.progress
         )
         for name, reason in outcome.skipped:
             self._skipped.append((f"weight {name!r}", f"nearest codes, without feedback: {reason}"))
@@ -154,7 +164,7 @@ class Sharer:
                 candidate.activation[0], "its input has no moments that fit it"
             )
             self._skip(candidate, f"its errors are not weighted: {reason}")
-        choice = choose(candidate, mass, self._wish)
+        choice = choose(candidate, mass, self._wish_of(candidate))
         before = nbytes(candidate.tensor)
         after = choice.palette.nbytes(candidate.size)
         if after >= before:
