@@ -96,6 +96,13 @@ CASES = {
         200,
         0.05,
     ),
+    "mobilenetv2-80-obs-output": Case(
+        "mobilenetv2",
+        f"prune-channels{{macs_ratio=0.8,{TIGHT},criterion=obs,sensitivity=output,{LS},ridge=auto,"
+        "rows_per_sample=196}",
+        200,
+        0.05,
+    ),
     **_rank(0.75, 0.025),
     **_rank(0.5, 0.08),
     "anomaly-ae-lowrank": Case(
@@ -103,6 +110,12 @@ CASES = {
     ),
     "llama-80-l1": Case("stories-llama", f"{_LLAMA}{TIGHT},criterion=l1}}", 32),
     "llama-80-obs-ls": Case("stories-llama", f"{_LLAMA}{TIGHT},scope=family,criterion=obs,{LS}}}", 32, 0.15),
+    "llama-80-obs-output": Case(
+        "stories-llama",
+        f"{_LLAMA}{TIGHT},criterion=obs,sensitivity=output,{LS},ridge=auto}}",
+        32,
+        0.15,
+    ),
     "resnet56-int8": Case("cifar-resnet56", "insert-qdq", 256),
     "resnet56-prune-int8": Case(
         "cifar-resnet56",

@@ -73,6 +73,12 @@ class PruneChannels(Pass):
             description="what makes a unit important: l1, l2, product-of-norms, energy, entropy, obs, random,"
             " or one of a plugin (a name)",
         )
+        sensitivity: Literal["local", "output"] = Field(
+            default="local",
+            description="what a loss of the criterion obs is worth: as part of the stream that it goes into,"
+            " or as measured at the outputs, on samples held out, with one family cut at a time (local or"
+            " output)",
+        )
         min_family: int = Field(
             default=2, ge=1, description="fewest units that a family keeps; smaller families stay (units)"
         )
@@ -138,6 +144,8 @@ class PruneChannels(Pass):
             if len(given) != 1:
                 got = " and ".join(given) or "none of them"
                 raise ValueError(f"expected exactly one of {', '.join(budgets[:-1])} and plan, got {got}")
+            if self.sensitivity == "output" and self.criterion != "obs":
+                raise ValueError(f"sensitivity=output weighs losses of criterion=obs, got {self.criterion}")
             if self.timed_as is not None and self.time_ratio is None:
                 raise ValueError("timed_as says how time_ratio is measured, and there is none")
             if self.max_rounds > 1 and self.time_ratio is not None:

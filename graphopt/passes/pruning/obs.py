@@ -58,7 +58,7 @@ class Obs(Criterion):
         if drawn is not None and drawn[0] is subject:
             found = drawn[1]
         else:
-            found = self._trajectory(subject, _moments(subject), {})
+            found = self._trajectory(subject, seen_by(subject), {})
         if found is None:
             return ProductOfNorms().scores(subject)
         return _as_scores(found, subject.size)
@@ -70,7 +70,7 @@ class Obs(Criterion):
         through one branch into a stream is worth what the branch puts in: a share of its variance. Any other
         output is worth the most of these; in a model without streams all are relative to their variance.
         """
-        moments = {name: _moments(subject) for name, subject in subjects.items()}
+        moments = {name: seen_by(subject) for name, subject in subjects.items()}
         variances = {one.reader.output: one.variance for found in moments.values() for one in found}
         streams = {
             one.reader.output: one.variance
@@ -104,7 +104,7 @@ class Obs(Criterion):
         return curves
 
     @staticmethod
-    def _trajectory(subject: Subject, moments: list[_Seen], scales: Mapping[str, float]) -> Trajectory | None:
+    def _trajectory(subject: Subject, moments: list[Seen], scales: Mapping[str, float]) -> Trajectory | None:
         problems = []
         for one in moments:
             relative = 1.0 / one.variance if one.variance > 0 else 0.0
@@ -125,7 +125,7 @@ class Obs(Criterion):
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """A reader and the moments of each of its groups."""
 
     reader: Reader
@@ -165,7 +165,8 @@ def _readers(subject: Subject) -> list[Reader]:
     return [reader for reader in found if isinstance(reader, Reader)]
 
 
-def _moments(subject: Subject) -> list[_Seen]:
+def seen_by(subject: Subject) -> list[Seen]:
+    """Return the readers of *subject* and their moments, as far as its statistics have them."""
     statistics: Statistics | None = subject.statistics
     seen = []
     for reader in _readers(subject):
@@ -183,7 +184,7 @@ def _moments(subject: Subject) -> list[_Seen]:
                 gram.count, gram.matrix[np.ix_(columns, columns)], weight[part], bias[part]
             )
             groups.append(moments if linear.has_bias else moments.uncentred(bias[part]))
-        seen.append(_Seen(reader, tuple(groups)))
+        seen.append(Seen(reader, tuple(groups)))
     return seen
 
 

@@ -30,6 +30,7 @@ from graphopt.passes.pruning.inputs import add_way_out, check_finite, oracle_fee
 from graphopt.passes.pruning.meter import Meter
 from graphopt.passes.pruning.oracle import Claim, Verdict, judge
 from graphopt.passes.pruning.plans import read_decisions
+from graphopt.passes.pruning.sensitivity import weighed
 from graphopt.passes.pruning.timing import Timer, search
 from graphopt.recover.solve import RIDGE
 
@@ -236,11 +237,13 @@ class Pruner:
         needs = Needs()
         for subject in subjects.values():
             needs |= criterion.needs(subject)
-        statistics = None
-        if needs:
-            statistics = self.context.statistics(needs)
-        subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}
-        self.curves = dict(criterion.curves(subjects))
+        if self.options.sensitivity == "output":
+            data = self.context.data
+            subjects, self.curves = weighed(anatomy.model, criterion, subjects, needs, data, self.seed)
+        else:
+            statistics = self.context.statistics(needs) if needs else None
+            subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}
+            self.curves = dict(criterion.curves(subjects))
         result = {}
         for name, subject in subjects.items():
             found = np.asarray(criterion.scores(subject), dtype=np.float64)

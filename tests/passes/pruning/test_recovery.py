@@ -174,6 +174,51 @@ def test_a_ridge_is_found_on_samples_that_are_held_out() -> None:
     assert any(stage["ridge"] > 2e-3 for stage in recovery["stages"])
 
 
+def branches(inner: int = 12) -> onnx.ModelProto:
+    """Two branches of the same kind, of which the second reaches the output a thousand times weaker."""
+    nodes, weights = [], {"tiny": np.array(1e-3, np.float32)}
+    for index in (0, 1):
+        nodes += [
+            conv("x", f"wa{index}", f"p{index}", f"ba{index}"),
+            relu(f"p{index}", f"q{index}"),
+            conv(f"q{index}", f"wb{index}", f"z{index}", f"bb{index}"),
+        ]
+        weights |= {
+            f"wa{index}": array(inner, 3, 3, 3, seed=index),
+            f"ba{index}": array(inner, seed=index, fan_in=9),
+            f"wb{index}": array(4, inner, 3, 3, seed=index + 10),
+            f"bb{index}": array(4, seed=index + 10, fan_in=9),
+        }
+    nodes += [
+        helper.make_node("Mul", ["z1", "tiny"], ["w1"], name="weaken"),
+        helper.make_node("Add", ["z0", "w1"], ["s"], name="add"),
+        helper.make_node("Softmax", ["s"], ["y"], name="squash", axis=1),
+    ]
+    return model_of(nodes, [info("x", ["n", 3, 8, 8])], [info("y", ["n", 4, 8, 8])], weights)
+
+
+def test_what_hardly_reaches_the_output_goes_first() -> None:
+    options: dict[str, Any] = {"macs_ratio": 0.62, "round_to": 1, "criterion": "obs"}
+    model, held = branches(), images(seed=5)
+    local, _ = apply(PASS, model, data=images(), recover="least-squares", **options)
+    found, report = apply(
+        PASS, model, data=images(), recover="least-squares", sensitivity="output", **options
+    )
+    assert error(model, found, held) < 0.01 * error(model, local, held)
+    (family,) = report.extra["families"]  # type: ignore[misc]
+    assert family["kept"] < 4  # type: ignore[has-type]
+
+
+def test_measuring_at_the_outputs_wants_samples_to_hold_out() -> None:
+    options: dict[str, Any] = {"macs_ratio": 0.7, "round_to": 1, "criterion": "obs", "sensitivity": "output"}
+    with pytest.raises(DataError, match="held out, and there are 3 in all"):
+        apply(PASS, branches(), data=images(3), **options)
+    with pytest.raises(DataError, match="no output varies"):
+        apply(PASS, mlp(), data=[{"x": np.ones((1, 8), np.float32)}] * 8, **options)
+    with pytest.raises(ValueError, match="losses of criterion=obs"):
+        PASS.Options(macs_ratio=0.5, criterion="l1", sensitivity="output")
+
+
 def test_outputs_that_are_codes_agree_as_numbers() -> None:
     agreement = Agreement()
     one = np.array([[1, 9, 3]], np.uint8)
