@@ -2,7 +2,8 @@
 
 Families whose cuts save the same MACs are alike and are cut and timed together, so that what is measured
 stands out of the noise; each has an equal share of it. Between the widths that are timed the time goes in a
-straight line. A step that makes the model slower is never taken: kernels like 16 channels better than 8.
+straight line. A step that saves no more than the noise, or makes the model slower, is never taken: kernels
+like 16 channels better than 8.
 With ``timed_as`` each candidate goes through the passes that will follow before it is timed.
 
 Times add up only about, so the cut that the table promises is timed as a whole, and goes further where it has
@@ -117,7 +118,7 @@ def table_of(
     """
     saved = {name: np.zeros(size + 1) for name, size in sizes.items()}
     for group in groups:
-        together = [whole.ratio - times[label_of(group, kept)].ratio for kept in group.timed]
+        together = [_saving(whole, times[label_of(group, kept)]) for kept in group.timed]
         size = group.offered[0]
         share = [each / len(group.names) for each in together]
         points = [(size, 0.0), *zip(group.timed, share, strict=True)]
@@ -127,6 +128,12 @@ def table_of(
         for name in group.names:
             saved[name] = line
     return TimeTable(saved)
+
+
+def _saving(whole: Measured, cut: Measured) -> float:
+    """Return what is saved as a share of the original's time; 0 where it does not stand out of the noise."""
+    saved = whole.ratio - cut.ratio
+    return 0.0 if 0 < saved <= max(whole.noise_floor, cut.noise_floor) * whole.ratio else saved
 
 
 def label_of(group: Alike, kept: int) -> str:

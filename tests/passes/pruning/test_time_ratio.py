@@ -88,6 +88,13 @@ def test_a_width_that_is_slower_is_stepped_over() -> None:
     assert kept(report) == {"w0": 32, "w1": 32}
 
 
+def test_noise_saves_nothing() -> None:
+    _, report = apply(
+        PASS, net(), time_ratio=0.5, best_effort=True, measurements=table(0.995, (0.999, 0.995, 0.8), (0.82,))
+    )
+    assert kept(report) == {"w0": 16, "w1": 16}
+
+
 def test_the_cut_goes_further_where_times_do_not_add_up() -> None:
     slow = table(1.0, (0.95, 0.9, 0.8), (0.97, 0.89))
     _, report = apply(PASS, net(), time_ratio=0.9, measurements=slow)
