@@ -24,6 +24,8 @@ _HIGH_HALF = 1 if sys.byteorder == "little" else 0
 # Counting clears and adds a table of 65,536 buckets whatever the number of codes, so codes of small tensors
 # wait until there are half as many (an estimate; benchmarks/calibrate.py shows what it all costs).
 _PENDING_CODES = 1 << 15
+# Codes that are counted at once (benchmarks/calibrate.py).
+_COUNTED = 1 << 17
 # Rows wait until there are this many, because a product of many rows is faster than many of few.
 _PENDING_ROWS = 256
 
@@ -35,55 +37,110 @@ class RangeAccumulator:
         self._sketch = RangeSketch()
         self._pending: list[npt.NDArray[np.uint16]] = []
         self._pending_size = 0
+        self._followers: list[DerivedAccumulator] = []
+        self._uneven: RangeAccumulator | None = None
+
+    def derive(self, low: float, high: float) -> DerivedAccumulator:
+        """Return the collector of a value that has the same elements, cut off at *low* and *high*."""
+        follower = DerivedAccumulator(self, low, high)
+        self._followers.append(follower)
+        return follower
+
+    @property
+    def regular(self) -> RangeSketch:
+        """The sketch of the feeds without NaN and infinity."""
+        self._flush()
+        return self._sketch
 
     def update(self, array: Array) -> None:
         """Take the value of one feed; NaN and infinity are counted apart."""
         if not array.size:
             return
         flat = _as_float32(array)
-        sketch = self._sketch
-        low, high = float(np.min(flat)), float(np.max(flat))
+        low, high, table = _looked_at(flat)
         if not (np.isfinite(low) and np.isfinite(high)):
+            if self._followers:
+                # What becomes of an infinity depends on the bounds: these feeds are looked at one by one.
+                self._uneven = self._uneven or RangeAccumulator()
+                self._uneven.update(flat)
+                for follower in self._followers:
+                    follower.look_at(flat)
+                return
             finite = flat[np.isfinite(flat)]
-            sketch.nonfinite += flat.size - finite.size
+            self._sketch.nonfinite += flat.size - finite.size
             if not finite.size:
                 return
-            flat, low, high = finite, float(np.min(finite)), float(np.max(finite))
+            flat = finite
+            low, high, table = _looked_at(flat)
+        sketch = self._sketch
         sketch.count += flat.size
         sketch.minimum, sketch.maximum = min(sketch.minimum, low), max(sketch.maximum, high)
         sketch.batches += 1
         sketch.minimum_sum += low
         sketch.maximum_sum += high
-        codes = flat.view(np.uint16)[_HIGH_HALF::2]
-        if flat.size >= _PENDING_CODES:
-            self._count(codes)
+        for follower in self._followers:
+            follower.see(low, high)
+        if table is not None:
+            self._add(table, flat.size)
             return
-        self._pending.append(codes.copy())
-        self._pending_size += codes.size
+        self._pending.append(_codes(flat).copy())
+        self._pending_size += flat.size
         if self._pending_size >= _PENDING_CODES:
             self._flush()
 
     def result(self) -> RangeSketch:
         """Return the sketch of all that was taken."""
-        self._flush()
-        return self._sketch
+        return self.regular if self._uneven is None else self.regular + self._uneven.result()
 
     def _flush(self) -> None:
         if self._pending:
-            self._count(np.concatenate(self._pending))
+            self._add(np.bincount(np.concatenate(self._pending), minlength=1 << 16), self._pending_size)
             self._pending, self._pending_size = [], 0
 
-    def _count(self, codes: npt.NDArray[np.uint16]) -> None:
-        table = np.bincount(codes, minlength=1 << 16)
+    def _add(self, table: npt.NDArray[np.intp], size: int) -> None:
         sketch = self._sketch
         known = table[sketch.codes]
-        if int(known.sum()) == codes.size:  # nothing in a bucket that was empty so far: the usual case
+        if int(known.sum()) == size:  # nothing in a bucket that was empty so far: the usual case
             sketch.counts += known
             return
         occupied = table.copy()
         occupied[sketch.codes] += sketch.counts
         found = np.flatnonzero(occupied)
         sketch.codes, sketch.counts = found.astype(np.uint16), occupied[found].astype(np.int64)
+
+
+class DerivedAccumulator:
+    """Collects the :class:`RangeSketch` of a value whose elements are those of another one, cut off.
+
+    Args:
+        source: The collector of the other value.
+        low: What smaller elements become.
+        high: What larger elements become.
+    """
+
+    def __init__(self, source: RangeAccumulator, low: float, high: float) -> None:
+        self._source = source
+        self._low = low
+        self._high = high
+        self._minimum_sum = self._maximum_sum = 0.0
+        self._own: RangeAccumulator | None = None
+
+    def see(self, low: float, high: float) -> None:
+        """Take the extremes of the source in one feed."""
+        self._minimum_sum += min(max(low, self._low), self._high)
+        self._maximum_sum += min(max(high, self._low), self._high)
+
+    def look_at(self, flat: npt.NDArray[np.float32]) -> None:
+        """Take the source of one feed itself."""
+        self._own = self._own or RangeAccumulator()
+        bounds = np.float32(self._low), np.float32(self._high)
+        self._own.update(np.minimum(np.maximum(flat, bounds[0]), bounds[1]))
+
+    def result(self) -> RangeSketch:
+        """Return the sketch of all that was taken."""
+        sketch = self._source.regular.clamped(self._low, self._high)
+        sketch.minimum_sum, sketch.maximum_sum = self._minimum_sum, self._maximum_sum
+        return sketch if self._own is None else sketch + self._own.result()
 
 
 class ChannelAccumulator:
@@ -170,6 +227,31 @@ class GramAccumulator:
             self._gram.matrix += new.matrix
             self._gram.count += new.count
         self._pending, self._pending_rows = [], 0
+
+
+def _looked_at(flat: npt.NDArray[np.float32]) -> tuple[float, float, npt.NDArray[np.intp] | None]:
+    """Return the extremes of *flat*, and how often each code occurs; None where that is better put off.
+
+    Parts that stay in a core's cache are looked at one by one, since all of it is read twice, and bincount
+    makes indices of eight bytes of the codes.
+    """
+    if flat.size < _PENDING_CODES:
+        return float(np.min(flat)), float(np.max(flat)), None
+    indices = np.empty(min(_COUNTED, flat.size), np.intp)
+    table: npt.NDArray[np.intp] | None = None
+    lows, highs = [], []
+    for start in range(0, flat.size, _COUNTED):
+        part = flat[start : start + _COUNTED]
+        lows.append(np.min(part))
+        highs.append(np.max(part))
+        np.copyto(indices[: part.size], _codes(part))
+        counted = np.bincount(indices[: part.size], minlength=1 << 16)
+        table = counted if table is None else np.add(table, counted, out=table)
+    return float(np.min(lows)), float(np.max(highs)), table
+
+
+def _codes(flat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    return flat.view(np.uint16)[_HIGH_HALF::2]
 
 
 def _as_float32(array: Array) -> npt.NDArray[np.float32]:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.calibrate.accumulate import ChannelAccumulator, GramAccumulator, RangeAccumulator
+from graphopt.calibrate.derived import derivations
 from graphopt.calibrate.expose import Exposed, expose
 from graphopt.calibrate.statistics import Statistics
 from graphopt.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import onnx_ir as oir
 
+    from graphopt.calibrate.derived import Derivation
     from graphopt.calibrate.expose import Exposure
     from graphopt.calibrate.needs import Needs
     from graphopt.ir.model import Model
@@ -58,14 +60,24 @@ def collect(
         DataError: There are no feeds, or the model cannot run on one.
         ProviderError: The provider is missing or refuses the model.
     """
-    exposure = expose(model, needs.values)
-    collectors = _Collectors(needs, exposure, seed, rows_per_sample)
+    derived = derivations(model, needs.ranges)
+    exposure = expose(model, set(needs.values) - _only_derived(needs, derived))
+    if any(each.source in exposure.skipped for each in derived.values()):
+        derived = {}
+        exposure = expose(model, needs.values)
+    collectors = _Collectors(needs, exposure, derived, seed, rows_per_sample)
     statistics = Statistics(skipped=dict(exposure.skipped))
     collectors.constants()
     with _session(exposure, provider) as session:
         statistics.feeds = _run(session, feeds, collectors, progress)
     collectors.finish(statistics)
     return statistics
+
+
+def _only_derived(needs: Needs, derived: Mapping[str, Derivation]) -> frozenset[str]:
+    """Return the values that need not be seen: their ranges follow, and nothing else is asked of them."""
+    seen = {name for name, _ in needs.channels} | {rows.value for rows in needs.grams}
+    return frozenset(derived) - seen
 
 
 def _run(
@@ -129,9 +141,20 @@ def _is_inline(model: Model) -> bool:
 class _Collectors:
     """The collectors of all values, and where each value is seen."""
 
-    def __init__(self, needs: Needs, exposure: Exposure, seed: int, rows_per_sample: int | None) -> None:
+    def __init__(
+        self,
+        needs: Needs,
+        exposure: Exposure,
+        derived: Mapping[str, Derivation],
+        seed: int,
+        rows_per_sample: int | None,
+    ) -> None:
         self._exposure = exposure
-        self._ranges = {name: RangeAccumulator() for name in sorted(needs.ranges)}
+        self._ranges = {name: RangeAccumulator() for name in sorted(needs.ranges) if name not in derived}
+        self._derived = {
+            name: (each.source, self._ranges[each.source].derive(each.low, each.high))
+            for name, each in sorted(derived.items())
+        }
         self._channels = {item: ChannelAccumulator(item[1]) for item in sorted(needs.channels)}
         self._grams = {
             rows: GramAccumulator(rows, rows_per_sample, seed)
@@ -192,6 +215,12 @@ class _Collectors:
         statistics.ranges = {
             name: each.result() for name, each in self._ranges.items() if name not in skipped
         }
+        for name, (source, each) in self._derived.items():
+            if source in skipped:
+                skipped[name] = f"it follows from {source!r}, and that was not seen: {skipped[source]}"
+            else:
+                statistics.ranges[name] = each.result()
+        statistics.ranges = dict(sorted(statistics.ranges.items()))
         for item, channels in self._channels.items():
             moments = channels.result()
             if item[0] not in skipped and moments is not None:

@@ -72,6 +72,33 @@ class RangeSketch:
             counts=counts,
         )
 
+    def clamped(self, low: float, high: float) -> RangeSketch:
+        """Return the sketch of the same elements, those below *low* and above *high* moved to them.
+
+        Sums of extremes are not known from a sketch of several feeds; they are those of the extremes.
+        """
+        order = _ranks(self.codes)
+        table = np.zeros(BUCKETS, np.int64)
+        codes = self.codes.copy()
+        for bound, beyond in ((low, np.less), (high, np.greater)):
+            if np.isfinite(bound):
+                code = np.uint16(np.array(bound, np.float32).view(np.uint32) >> 16)
+                codes[beyond(order, _ranks(code))] = code
+        np.add.at(table, codes, self.counts)
+        occupied = np.flatnonzero(table)
+        minimum, maximum = (min(max(each, low), high) for each in (self.minimum, self.maximum))
+        return RangeSketch(
+            count=self.count,
+            nonfinite=self.nonfinite,
+            minimum=minimum if self.count else self.minimum,
+            maximum=maximum if self.count else self.maximum,
+            batches=self.batches,
+            minimum_sum=minimum * self.batches if self.count else 0.0,
+            maximum_sum=maximum * self.batches if self.count else 0.0,
+            codes=occupied.astype(np.uint16),
+            counts=table[occupied],
+        )
+
     @property
     def is_constant(self) -> bool:
         """Whether all elements seen were equal, or there were none."""
@@ -126,6 +153,13 @@ class RangeSketch:
         from graphopt.calibrate.ranges import mse
 
         return mse(self, bits=bits, symmetric=symmetric)
+
+
+def _ranks(codes: npt.NDArray[np.uint16] | np.uint16) -> npt.NDArray[np.int32]:
+    """Return whole numbers in the order of the values that *codes* stand for; -0 is below 0."""
+    wide = np.asarray(codes, np.int32)
+    ranks: npt.NDArray[np.int32] = np.where(wide < _SIGN, wide, _SIGN - 1 - wide)
+    return ranks
 
 
 def bucket_edges(
