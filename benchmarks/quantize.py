@@ -228,8 +228,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             parts = [_change(row.get("peer_drop"), row["name"]), f"{row['peer_file_ratio']:.3f}"]
             parts += [f"{row['peer_speed']:.2f}x", f"{row['peer_sqnr_db']:.1f} dB"]
             peer_cell = ", ".join(part for part in parts if part)
+        unit = "% perplexity" if row["name"] == "stories-llama" else "pt"
         promised = [
-            f"-{bar['drop']}" if bar.get("drop") is not None else "",
+            f"drop {bar['drop']} {unit}" if bar.get("drop") is not None else "",
             str(bar.get("file_ratio") or ""),
         ]
         promised += [f"{bar['speed']}x", f"{bar['sqnr_db']} dB" if bar.get("sqnr_db") else ""]
