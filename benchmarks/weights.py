@@ -296,7 +296,7 @@ def softmax(results: list[dict[str, Any]], folder: Path) -> None:
             judge(results, f"softmax, {share:.0%} of {width} masked", model, pipeline, speed=0.0)
 
 
-def rules(results: list[dict[str, Any]], folder: Path) -> None:
+def rules(results: list[dict[str, Any]], folder: Path, widths: tuple[int, ...]) -> None:
     """Measure from which width on codes pay, for the tables [weight_only] and [dynamic] of ort-cpu."""
     pipelines = {
         "weights 8 bit": "quantize-weights{form=dequantize,min_elements=1}",
@@ -304,8 +304,8 @@ def rules(results: list[dict[str, Any]], folder: Path) -> None:
         "weights 4 bit": "quantize-weights{form=dequantize,min_elements=1,bits=4,block_size=64}",
         "dynamic": "quantize-dynamic{min_elements=1}",
     }
-    for width in (64, 128, 192, 256, 512, 768):
-        for rows in (1, 16, 128):
+    for width in widths:
+        for rows in (1, 4, 16, 128):
             b = Builder()
             x = "x"
             for _ in range(4):
@@ -319,6 +319,7 @@ def main() -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", default="decoder,encoder,lstm,gru,llama")
+    parser.add_argument("--widths", default="64,128,192,256,512,768", help="of the part rules")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -348,7 +349,7 @@ def main() -> int:
         if "llama" in parts:
             passed &= llama(results, folder)
         if "rules" in parts:
-            rules(results, folder)
+            rules(results, folder, tuple(int(width) for width in options.widths.split(",")))
         if "softmax" in parts:
             softmax(results, folder)
     if options.output:

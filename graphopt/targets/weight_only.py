@@ -11,8 +11,10 @@ class WeightOnlyRules(BaseModel):
     Attributes:
         fused_since: First release of the runtime that fuses DequantizeLinear and MatMul.
         ops: Operators it is fused with.
-        min_elements_8bit: Elements of the smallest weight for which codes of 8 bits are faster than floats.
-        min_elements_4bit: The same for codes of 4 and 2 bits, at any number of rows.
+        min_elements: Elements of the smallest weight for which codes are faster than floats where one row is
+            multiplied with it at a time.
+        min_elements_few_rows: The same for up to *max_rows* rows, and where their number is not known.
+        max_rows: Rows at a time from which on floats are faster, whatever the size.
         replace_behind: Operators that must not stand right behind; each has a stand-in (Relu: Max).
         folds_casts: Whether the runtime computes Cast and Mul of constants once, when it loads the model: a
             weight stored so costs no time.
@@ -22,8 +24,9 @@ class WeightOnlyRules(BaseModel):
 
     fused_since: str = Field(pattern=r"^\d+\.\d+$")
     ops: tuple[str, ...]
-    min_elements_8bit: int = Field(ge=1)
-    min_elements_4bit: int = Field(ge=1)
+    min_elements: int = Field(ge=1)
+    min_elements_few_rows: int = Field(ge=1)
+    max_rows: int = Field(ge=1)
     replace_behind: tuple[str, ...] = ()
     folds_casts: bool = False
 

@@ -130,7 +130,7 @@ def test_tables() -> None:
 
 
 def test_golden() -> None:
-    model = product("GemmT", rows=256, columns=96)
+    model = product("GemmT", rows=256, columns=128)
     after, report = apply(PASS, model)
     assert_golden("quantize-dynamic", "gemm", lower(model), after, report)
 

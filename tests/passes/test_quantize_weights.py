@@ -36,7 +36,7 @@ RNG = np.random.default_rng
 def graph_model(
     nodes: list[onnx.NodeProto],
     weights: Mapping[str, Any],
-    shape: list[int],
+    shape: list[Any],
     *,
     kind: int = TensorProto.FLOAT,
     opset: int = 21,
@@ -316,6 +316,21 @@ def test_streamed_codes_follow_the_formula(
 # What is left alone, and why
 
 
+@pytest.mark.parametrize(("rows", "form"), [(1, "fused"), (8, "fused"), (16, "folded"), ("n", "fused")])
+def test_many_rows_at_a_time_stay_floats(rows: int | str, form: str, tmp_path: Path) -> None:
+    weight = (RNG(1).standard_normal((512, 512)) * 0.05).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    model = graph_model([node], {"w": weight}, [rows, 512])
+    after, report = apply(PASS, model)
+    assert report.counts == {form: 1}
+    assert ("MatMulNBits" in optimised(after, tmp_path)) == (form == "fused")
+    if form == "folded":
+        assert "16 rows at a time are faster with floats" in report.extra["weights"][0]["reason"]
+    elif rows == "n":
+        _, report = apply(PASS, model, dims={"n": 16})
+        assert report.counts == {"folded": 1}
+
+
 def skipped(report: Report) -> dict[str, str]:
     return dict(report.skipped)
 
@@ -389,6 +404,6 @@ def test_nothing_to_do() -> None:
 
 
 def test_golden() -> None:
-    model = product("GemmT", rows=512, columns=96, behind="Relu")
+    model = product("GemmT", rows=512, columns=520, behind="Relu")
     after, report = apply(PASS, model)
     assert_golden("quantize-weights", "gemm-and-relu", lower(model), after, report)

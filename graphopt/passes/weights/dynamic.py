@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _EVERYTHING = ("MatMul", "Gemm", "LSTM")
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+_MIN_TABLE = 4096
+"""Elements of the smallest table that is stored as codes: it saves bytes, and no time."""
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 
 
@@ -172,7 +174,7 @@ class Dynamic:
         replace_node(self._model, node, last)
 
     def _table(self, weight: Weight) -> None:
-        least = self._min_elements or (self._rules.min_elements_many_rows if self._rules is not None else 1)
+        least = self._min_elements or _MIN_TABLE
         if weight.size < least:
             self._skipped.append((weight.name, f"a table of {weight.size} elements, fewer than {least}"))
             return

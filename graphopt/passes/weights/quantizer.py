@@ -13,6 +13,7 @@ from graphopt.calibrate.needs import Needs, Rows
 from graphopt.errors import UnsupportedModelError
 from graphopt.ir.rewrite import is_op
 from graphopt.ir.semantics import WeightRole
+from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.stream import is_in_file
 from graphopt.ir.tensors import constant_of, from_array, to_array
 from graphopt.passes.weights import places, recipes
@@ -22,6 +23,8 @@ from graphopt.passes.weights.unpack import Unpacker, replace_clamp
 from graphopt.targets.target import release_key
 
 if TYPE_CHECKING:
+    import onnx_ir as oir
+
     from graphopt.api import Context
     from graphopt.calibrate.moments import Gram
     from graphopt.ir import Model
@@ -64,6 +67,7 @@ class Quantizer:
         self._notes: list[dict[str, object]] = []
         self._told: dict[str, dict[str, object]] = {}
         self._grams: dict[Rows, Gram] = {}
+        self._shapes = infer_shapes(model, context.dims)
         if settings.feedback:
             self._grams = context.statistics(grams_of(model)).grams
 
@@ -164,14 +168,26 @@ class Quantizer:
             return f"onnxruntime {release} does not fuse it; {rules.fused_since} does"
         if any(places.is_quantised_behind(use.node) for use in weight.uses):
             return "what it gives is quantised again"
-        rows, columns, _ = layout
-        least = rules.min_elements_8bit if self._settings.bits == 8 else rules.min_elements_4bit
-        if rows * columns < least:
-            found, target = rows * columns, self._context.target.name
-            return f"{found} elements are no faster as codes on {target}; from {least} on they are"
+        inputs, columns, _ = layout
+        rows = max((self._rows(use.node) or 0 for use in weight.uses), default=0)
+        target = self._context.target.name
+        if rows > rules.max_rows:
+            return (
+                f"{rows} rows at a time are faster with floats on {target}; up to {rules.max_rows} with codes"
+            )
+        least = rules.min_elements if rows == 1 else rules.min_elements_few_rows
+        if inputs * columns < least:
+            return f"{inputs * columns} elements are no faster as codes on {target}; from {least} on they are"
         if self._model.opset < _OPSETS["axis"]:
             return f"DequantizeLinear with a scale a channel needs opset {_OPSETS['axis']}"
         return self._blocked(rules, weight)
+
+    def _rows(self, node: oir.Node) -> int | None:
+        """Return how many rows *node* multiplies at a time, or None where a dim is not known."""
+        shape = self._shapes.shape(node.inputs[0])
+        if shape is None or not all(isinstance(dim, int) for dim in shape[:-1]):
+            return None
+        return math.prod(dim for dim in shape[:-1] if isinstance(dim, int))
 
     @staticmethod
     def _blocked(rules: WeightOnlyRules, weight: Weight) -> str:
