@@ -325,7 +325,7 @@ def test_many_rows_at_a_time_stay_floats(rows: int | str, form: str, tmp_path: P
     assert report.counts == {form: 1}
     assert ("MatMulNBits" in optimised(after, tmp_path)) == (form == "fused")
     if form == "folded":
-        assert "16 rows at a time are faster with floats" in report.extra["weights"][0]["reason"]
+        assert "16 rows at a time are faster with floats" in str(report.extra["weights"])
     elif rows == "n":
         _, report = apply(PASS, model, dims={"n": 16})
         assert report.counts == {"folded": 1}
