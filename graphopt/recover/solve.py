@@ -35,6 +35,7 @@ ROWS_PER_UNKNOWN = 4
 with one row an unknown every choice of 271 of them fits the samples; benchmarks/recovery.py)."""
 
 _HIGHEST_RIDGE = 1e3
+_LOWEST_RIDGE = 1e-5  # that is tried on held samples
 _RIDGE_STEP = 10**0.5
 _LEAST_SCALE = 1e-30
 
@@ -159,7 +160,7 @@ def solve(
         prior_weight: [m, d] what the ridge pulls towards: the weight as it was.
         prior_bias: [m] bias as it was.
         stage: How notes name the place.
-        ridge: See the module.
+        ridge: See the module; without meaning where samples are held out.
         columns: Indices of the columns that may be used, ascending; the others get the weight zero. All by
             default.
 
@@ -180,7 +181,7 @@ def solve(
     chosen = np.arange(moments.columns) if columns is None else np.asarray(columns)
     covariance = moments.covariance
     if moments.held is not None:
-        ridge = _ridge_on_held(moments, moments.held, weight, chosen, ridge)
+        ridge = _ridge_on_held(moments, moments.held, weight, chosen)
     regular = regularise(covariance[np.ix_(chosen, chosen)], moments.count, ridge, stage)
     wanted = moments.cross_covariance[chosen] - covariance[np.ix_(chosen, chosen)] @ weight[:, chosen].T
     notes = regular.notes
@@ -195,16 +196,16 @@ def solve(
     return Solution(result, bias, before, moments.residual(result, bias), regular.ridge, notes)
 
 
-def _ridge_on_held(moments: Moments, held: Moments, weight: Matrix, chosen: Indices, least: float) -> float:
-    """Return the ridge, *least* at least, whose fit to the other samples predicts the held ones best."""
+def _ridge_on_held(moments: Moments, held: Moments, weight: Matrix, chosen: Indices) -> float:
+    """Return the ridge whose fit to the other samples predicts the held ones best."""
     rest = moments.without(held)
     covariance = rest.covariance[np.ix_(chosen, chosen)]
     covariance = (covariance + covariance.T) / 2
     wanted = rest.cross_covariance[chosen] - covariance @ weight[:, chosen].T
     scale = max(float(np.trace(covariance)) / max(len(chosen), 1), _LEAST_SCALE)
-    best, found = least, float("inf")
-    ridge = least
-    while ridge <= max(_HIGHEST_RIDGE, least):
+    best, found = _LOWEST_RIDGE, float("inf")
+    ridge = _LOWEST_RIDGE
+    while ridge <= _HIGHEST_RIDGE:
         try:
             delta = np.linalg.solve(covariance + ridge * scale * np.eye(len(chosen)), wanted).T
         except np.linalg.LinAlgError:
@@ -212,8 +213,8 @@ def _ridge_on_held(moments: Moments, held: Moments, weight: Matrix, chosen: Indi
         tried = weight.copy()
         tried[:, chosen] += delta
         error = held.residual(tried, rest.best_bias(tried)) if np.isfinite(delta).all() else float("inf")
-        # Beyond the best one the error only rises.
-        if found < error < float("inf"):
+        # Well beyond the best one the error only rises.
+        if 1.02 * found < error < float("inf"):
             break
         if error < found:
             best, found = ridge, error

@@ -53,7 +53,7 @@ class Recovery:
         method: "bias" or "least-squares".
         reselect: Whether units are chosen anew during the walk.
         refit_all: Whether weights that lose nothing are fitted too.
-        ridge: Relative ridge; the least one where samples are held out.
+        ridge: Relative ridge; where samples are held out that of the choice of units alone.
         hold_out: Whether some samples are set aside to choose the ridge of each solve on.
         rows_per_sample: Positions drawn from each sample.
         seed: Seed of the draws.

@@ -238,8 +238,8 @@ class Pruner:
         for subject in subjects.values():
             needs |= criterion.needs(subject)
         if self.options.sensitivity == "output":
-            data = self.context.data
-            subjects, self.curves = weighed(anatomy.model, criterion, subjects, needs, data, self.seed)
+            data, rows = self.context.data, self.options.rows_per_sample
+            subjects, self.curves = weighed(anatomy.model, criterion, subjects, needs, data, self.seed, rows)
         else:
             statistics = self.context.statistics(needs) if needs else None
             subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}

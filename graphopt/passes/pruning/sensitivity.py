@@ -57,6 +57,7 @@ def weighed(
     needs: Needs,
     data: Iterable[Feeds] | None,
     seed: int,
+    rows_per_sample: int,
 ) -> tuple[dict[str, Subject], dict[str, Floats]]:
     """Return the *subjects* with statistics of the samples that are fitted, and curves by errors of outputs.
 
@@ -67,6 +68,7 @@ def weighed(
         needs: What the criterion wants to know.
         data: Unlabelled inputs.
         seed: Seed of the rows that are drawn.
+        rows_per_sample: How many are drawn from each sample.
 
     Raises:
         DataError: There are too few samples to hold some out, or the outputs are no numbers.
@@ -81,7 +83,7 @@ def weighed(
         )
     fitted = [feed for index, feed in enumerate(feeds) if index % _HELD != _HELD - 1]
     run = feeds[_HELD - 1 :: _HELD][:_MOST_RUN]
-    statistics = collect(model, fitted, needs, seed=seed)
+    statistics = collect(model, fitted, needs, seed=seed, rows_per_sample=rows_per_sample)
     subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}
     curves = dict(criterion.curves(subjects))
     names = list(dict.fromkeys(_peeled(value).name or "" for value in model.graph.outputs))
