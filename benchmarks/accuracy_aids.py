@@ -5,9 +5,11 @@ over the same feeds how the first output agrees with that of the original: signa
 rows whose largest element is at the same place. equalize-ranges alone must leave every bit as it was; exit
 status 1 where it does not.
 
-    python benchmarks/accuracy_aids.py [TASK ...] [--json FILE] [--limit N]
+    python benchmarks/accuracy_aids.py [TASK ...] [--json FILE] [--limit N] [--time]
 
---limit ends the evaluation after N rows; then there is no metric. Needs GRAPHOPT_ASSETS, and pillow.
+--limit ends the evaluation after N rows; then there is no metric. --time measures the speed of every result
+over that of the original instead: one thread, interleaved, medians of thread CPU time. Needs GRAPHOPT_ASSETS,
+and pillow.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import importlib.util
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -38,6 +41,9 @@ PIPELINES = (
 )  # fmt: skip
 TASKS = {"mobilenetv2": 100, "resnet8": 200, "cifar-resnet20": 200, "squeezenet": 100}
 """Calibration feeds of each task."""
+
+
+ROUNDS = 25
 
 
 class _EnoughError(Exception):
@@ -113,18 +119,49 @@ def run_task(name: str, task: Any, limit: int, folder: Path) -> list[dict[str, A
     return rows
 
 
+def time_task(name: str, task: Any, folder: Path) -> list[dict[str, Any]]:
+    """Return one row for every pipeline: the speed of its result over that of the original."""
+    feeds = list(islice(task.calibration(20), 20))
+    data = folder / f"{name}.npz"
+    np.savez(data, **{key: np.concatenate([feed[key] for feed in feeds]) for key in feeds[0]})
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    sessions = {"": ort.InferenceSession(str(task.model), options, providers=["CPUExecutionProvider"])}
+    for pipeline in PIPELINES:
+        out = folder / "timed.onnx"
+        graphopt.run(task.model, pipeline, data=str(data), out=out, validate=False)
+        sessions[pipeline] = ort.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
+    times: dict[str, list[float]] = {pipeline: [] for pipeline in sessions}
+    for turn in range(ROUNDS):
+        for pipeline in list(sessions)[:: 1 if turn % 2 else -1]:
+            start = time.thread_time()
+            sessions[pipeline].run(None, feeds[turn % len(feeds)])
+            times[pipeline].append(time.thread_time() - start)
+    medians = {pipeline: statistics.median(found) for pipeline, found in times.items()}
+    rows = [
+        {"task": name, "pipeline": pipeline, "speed": round(medians[""] / medians[pipeline], 3)}
+        for pipeline in PIPELINES
+    ]
+    for row in rows:
+        print(f"{name} {row['pipeline']}: {row['speed']} times as fast", flush=True)
+    return rows
+
+
 def main() -> int:
     """Run the cases and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tasks", nargs="*", default=list(TASKS), metavar="TASK")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--time", action="store_true")
     arguments = parser.parse_args()
     known = load_tasks()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.tasks:
-            rows += run_task(name, known[name], arguments.limit, Path(folder))
+            place = Path(folder)
+            found = time_task(name, known[name], place) if arguments.time else None
+            rows += run_task(name, known[name], arguments.limit, place) if found is None else found
             if arguments.json is not None:
                 document = {"onnxruntime": ort.__version__, "limit": arguments.limit, "rows": rows}
                 arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

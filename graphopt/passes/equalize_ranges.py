@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
-from graphopt.calibrate.needs import Needs
 
 if TYPE_CHECKING:
     from graphopt.ir import Model
@@ -24,11 +23,6 @@ class EqualizeRanges(Pass):
     class Options(PassOptions):
         """What is made alike, and how."""
 
-        ranges: Literal["weights", "activations", "both"] = Field(
-            default="weights",
-            description="what the columns that read a channel are weighed against; weights: the rows that "
-            "make it; activations: how far it reaches on data; both: their geometric mean",
-        )
         scales: Literal["power-of-two", "any"] = Field(
             default="power-of-two",
             description="which scales are taken; powers of two change no bit of what a float model computes, "
@@ -43,31 +37,14 @@ class EqualizeRanges(Pass):
             default=(), description="patterns of names of nodes whose weights stay (* and ?)"
         )
 
-    def needs(self, model: Model, options: Options, context: Context) -> Needs:
-        """Return the ranges of what linear operators read, where activations count."""
-        if options.ranges == "weights":
-            return Needs()
-        from graphopt.passes.equalize.rescale import Rescaling
-
-        found = Rescaling(
-            model, context.analysis("shapes"), exclude=options.exclude, bounds=options.clip == "per-channel"
-        )
-        return Needs(channels=found.read_values())
-
     def run(self, model: Model, options: Options, context: Context) -> Report:
         """Follow scales, choose, rescale; see the module."""
         from graphopt.passes.equalize.rescale import Rescaling
 
-        needs = self.needs(model, options, context)
-        statistics = context.statistics(needs) if needs else None
         rescaling = Rescaling(
             model, context.analysis("shapes"), exclude=options.exclude, bounds=options.clip == "per-channel"
         )
-        rescaling.run(
-            weights=options.ranges != "activations",
-            statistics=statistics,
-            exact=options.scales == "power-of-two",
-        )
+        rescaling.run(exact=options.scales == "power-of-two")
         return Report(
             changed=bool(rescaling.counts.get("channels")),
             counts=dict(sorted(rescaling.counts.items())) if rescaling.counts.get("channels") else {},

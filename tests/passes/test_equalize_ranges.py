@@ -209,16 +209,6 @@ def test_one_scale_a_weight_is_as_good_as_it_was_before_channels_were_uneven() -
     assert after_db > even_db - 3
 
 
-def test_ranges_of_activations_count_where_that_is_asked_for() -> None:
-    before = chain(8.0)
-    feeds = [random_feeds(before, seed=seed) for seed in range(4)]
-    for ranges in ("activations", "both"):
-        after, report = apply(EqualizeRanges(), before, ranges=ranges, data=feeds)
-        assert report.changed
-        assert_same_function(before, after, *feeds)
-        assert quantised_sqnr(after, per_channel=ranges == "activations") > quantised_sqnr(before) - 1
-
-
 def pair(middle: list[onnx.NodeProto], last: str = "b", **more: Any) -> onnx.ModelProto:
     node = helper.make_node
     nodes = [

@@ -107,11 +107,6 @@ class Flow:
         value = input_at(node, index)
         return None if value is None else self._labels.get(value)
 
-    def read(self) -> list[tuple[oir.Value, Label]]:
-        """Return the labelled values that linear operators read, in graph order."""
-        data = dict.fromkeys(operator.node.inputs[0] for operator in self.operators)
-        return [(value, self._labels[value]) for value in data if value is not None and value in self._labels]
-
     def put(self, node: oir.Node, label: Label, index: int = 0) -> None:
         """Label output *index* of *node*."""
         self._labels[node.outputs[index]] = label

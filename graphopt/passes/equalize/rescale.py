@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from graphopt.calibrate.statistics import Statistics
     from graphopt.ir import Model
     from graphopt.ir.shapes import Shapes
     from graphopt.passes.equalize.atoms import Bound, Ids, Offset, Operator
@@ -67,25 +66,17 @@ class Rescaling:
         self.notes: list[dict[str, object]] = []
         self.skipped = list(self.flow.skipped)
 
-    def read_values(self) -> frozenset[tuple[str, int]]:
-        """Return the values whose ranges say how far activations reach, each with its axis of channels."""
-        return frozenset((value.name or "", label.axis) for value, label in self.flow.read())
-
-    def run(self, *, weights: bool, statistics: Statistics | None, exact: bool) -> None:
+    def run(self, *, exact: bool) -> None:
         """Choose and write.
 
         Args:
-            weights: Whether the rows that make a channel count.
-            statistics: Ranges of :meth:`read_values`, where activations count.
             exact: Whether scales are powers of two.
         """
         groups = groups_of(self.flow, self.roots, self.locked)
         if not groups:
             return
         ranges = [ranges_of(operator, self.roots) for operator in self.flow.operators]
-        reach = None if statistics is None else self._reach(statistics)
-        logs = choose(ranges, groups, len(self.roots), activations=reach, weights=weights)
-        logs = logs[self.roots]
+        logs = choose(ranges, groups, len(self.roots))[self.roots]
         if exact:
             logs = np.rint(logs)
         logs = self._within_types(logs)
@@ -108,21 +99,6 @@ class Rescaling:
         moving = [group for group in groups if logs[group.atoms].any()]
         self.counts["groups"] = len(moving)
         self.counts["channels"] = int(sum(np.count_nonzero(logs[group.atoms]) for group in moving))
-
-    def _reach(self, statistics: Statistics) -> dict[int, float]:
-        found: dict[int, float] = {}
-        for value, label in self.flow.read():
-            key = (value.name or "", label.axis)
-            if key not in statistics.channels:
-                continue
-            moments = statistics.channels[key]
-            if len(moments.max) != len(label.ids) or not moments.count:
-                continue
-            reach = np.maximum(np.abs(moments.min), np.abs(moments.max))
-            for atom, number in zip(self.roots[label.ids].tolist(), reach.tolist(), strict=True):
-                if np.isfinite(number):
-                    found[atom] = max(found.get(atom, 0.0), number)
-        return found
 
     def _within_types(self, logs: Array) -> Array:
         """Return *logs* without those that would take a weight or a bias out of the range of its type."""

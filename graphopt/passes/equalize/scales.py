@@ -17,7 +17,7 @@ import numpy as np
 from graphopt.ir.rewrite import attribute, constant_array, is_op
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
@@ -113,36 +113,23 @@ def groups_of(flow: Flow, roots: Ids, locked: npt.NDArray[np.bool_]) -> list[Gro
     return sorted(found, key=lambda group: (group.makers, group.readers))
 
 
-def choose(
-    ranges: Sequence[Ranges],
-    groups: Sequence[Group],
-    count: int,
-    *,
-    activations: Mapping[int, float] | None = None,
-    weights: bool = True,
-) -> Matrix:
+def choose(ranges: Sequence[Ranges], groups: Sequence[Group], count: int) -> Matrix:
     """Return log2 of the scale that each channel is divided by.
 
     Args:
         ranges: Ranges of the operators' weights.
         groups: What may be scaled.
         count: Number of atoms.
-        activations: Largest magnitude of the activations of a channel, by atom; counts as a maker does.
-        weights: Whether rows of weights count.
 
     Returns:
         [count]; zero for what stays.
     """
     logs = np.zeros(count)
-    reach = np.zeros(count)
-    for atom, value in (activations or {}).items():
-        reach[atom] = value
     for _ in range(_SWEEPS):
         moved = 0.0
         for group in groups:
-            step = _step(ranges, group, logs, reach if activations is not None else None, weights)
             before = logs[group.atoms]
-            after = np.clip(before + step, -LARGEST_LOG2, LARGEST_LOG2)
+            after = np.clip(before + _step(ranges, group, logs), -LARGEST_LOG2, LARGEST_LOG2)
             moved = max(moved, float(np.abs(after - before).max()))
             logs[group.atoms] = after
         if moved < _STILL:
@@ -150,33 +137,20 @@ def choose(
     return logs
 
 
-def _step(
-    ranges: Sequence[Ranges], group: Group, logs: Matrix, reach: Matrix | None, weights: bool
-) -> Matrix:
+def _step(ranges: Sequence[Ranges], group: Group, logs: Matrix) -> Matrix:
     made = np.zeros(len(logs))
     read = np.zeros(len(logs))
-    makers = []
-    if weights:
-        for index in group.makers:
-            table = ranges[index].scaled(logs)
-            _note(made, ranges[index].rows, table.max(axis=2), float(np.max(table)))
-        makers.append(made[group.atoms])
-    if reach is not None:
-        inner = reach[group.atoms] * np.exp2(-logs[group.atoms])
-        makers.append(inner / max(float(np.max(inner)), 1e-300))
+    for index in group.makers:
+        table = ranges[index].scaled(logs)
+        _note(made, ranges[index].rows, table.max(axis=2), float(np.max(table)))
     for index in group.readers:
         table, columns = ranges[index].scaled(logs), ranges[index].columns
         assert columns is not None
         _note(read, columns, table.max(axis=1), float(np.max(table)))
-    column = read[group.atoms]
-    usable = column > 0
-    for each in makers:
-        usable &= each > 0
-    total = np.ones(len(column))
-    for each in makers:
-        total[usable] *= each[usable] ** (1 / len(makers))
+    row, column = made[group.atoms], read[group.atoms]
+    usable = (row > 0) & (column > 0)
     step = np.zeros(len(column))
-    step[usable] = 0.5 * (np.log2(total[usable]) - np.log2(column[usable]))
+    step[usable] = 0.5 * (np.log2(row[usable]) - np.log2(column[usable]))
     return step
 
 
