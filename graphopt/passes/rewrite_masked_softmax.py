@@ -34,6 +34,11 @@ _OPSET = 8  # Max broadcasts from there on
 _AXES_INPUT = 18
 _SOFTMAX_OF_ONE_AXIS = 13
 
+_TELLS_ZERO = frozenset(
+    {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "NonZero", "Reciprocal", "Sign"}
+)
+"""What may make much of the difference between nothing and almost nothing."""
+
 
 class RewriteMaskedSoftmax(Pass):
     """Put Max(x, ReduceMax(x) - 60) in front of a Softmax of which a mask switches enough elements off."""
@@ -72,7 +77,7 @@ class RewriteMaskedSoftmax(Pass):
             for graph in (function.graph, *function.subgraphs())
             if function.opset_imports.get("", model.opset) != model.opset
         }
-        floors: dict[oir.Value, oir.Value] = {}
+        floors: dict[tuple[oir.Value, oir.Graph | oir.Function | None, int], oir.Value] = {}
         skipped: list[tuple[str, str]] = []
         rewritten = 0
         for node in list(model.nodes()):
@@ -89,10 +94,11 @@ class RewriteMaskedSoftmax(Pass):
             if reason:
                 skipped.append((node.name or node.outputs[0].name or "Softmax", reason))
                 continue
-            floored = floors.get(source)
-            if floored is None or floored.producer().graph is not node.graph:  # type: ignore[union-attr]  # has one
-                floored = floors[source] = _floored(model, node, source)
-            node.replace_input_with(0, floored)
+            # A floor stands below the maxima of one axis, in one graph.
+            place = source, node.graph, _axis(model, node)
+            if place not in floors:
+                floors[place] = _floored(model, node, source)
+            node.replace_input_with(0, floors[place])
             rewritten += 1
         if not rewritten and not skipped:
             skipped.append(("model", "no Softmax reads what a stored mask of very low numbers switches off"))
@@ -107,6 +113,9 @@ def _why_not(model: Model, node: oir.Node, shapes: Shapes) -> str:
         return "it is not known to compute in float32"
     if has_reference(node):
         return "its axis is an attribute of the function"
+    tellers = sorted({user.op_type for user in node.outputs[0].consumers()} & _TELLS_ZERO)
+    if tellers:
+        return f"{tellers[0]} reads it, which tells 0 from {np.exp(-FLOOR):.0e}"
     producer = source.producer() if source is not None else None
     if is_op(producer, "Max") and _is_floor(producer):
         return "it has a floor already"
@@ -120,6 +129,10 @@ def _why_not(model: Model, node: oir.Node, shapes: Shapes) -> str:
                 f"upgrade-opset{{to={_SOFTMAX_OF_ONE_AXIS}}} would help"
             )
     return ""
+
+
+def _axis(model: Model, node: oir.Node) -> int:
+    return int(attribute(node, "axis", -1 if model.opset >= _SOFTMAX_OF_ONE_AXIS else 1))
 
 
 def _is_floor(node: oir.Node | None) -> bool:
@@ -147,7 +160,7 @@ def _floored(model: Model, node: oir.Node, source: oir.Value) -> oir.Value:
     """Return *source*, with nothing further than FLOOR below the maximum of its row, in front of *node*."""
     graph = node.graph
     assert graph is not None
-    axis = attribute(node, "axis", -1 if model.opset >= _SOFTMAX_OF_ONE_AXIS else 1)
+    axis = _axis(model, node)
     name = node.name or node.outputs[0].name or "softmax"
     inputs, attributes = [source], {"keepdims": 1}
     if model.opset >= _AXES_INPUT:

@@ -224,3 +224,27 @@ def test_the_llama(assets: Path, export: str) -> None:
         for each in (model, after)
     ]
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_floor_serves_one_axis() -> None:
+    """Softmax over rows and over columns of the same scores: the floor of a row is none of a column."""
+    model = attention(CAUSAL)
+    model.graph.node.append(helper.make_node("Softmax", ["masked"], ["z"], name="columns", axis=1))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, ROWS, ROWS]))
+    after, report = apply(PASS, model)
+    assert report.counts == {"softmaxes": 2}
+    x = scores()
+    x[:, 5, 5] -= 100.0
+    x[:, 6:, 5] -= 150.0
+    one, two = (run_feeds(session_for(each), {"x": x}) for each in (model, after))
+    for name in ("y", "z"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-6, atol=1e-25)
+
+
+def test_a_logarithm_tells_nothing_from_almost_nothing() -> None:
+    model = attention(CAUSAL)
+    model.graph.node.append(helper.make_node("Log", ["y"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, ROWS, ROWS]))
+    _, report = apply(PASS, model)
+    assert not report.changed
+    assert "Log reads it" in dict(report.skipped)["attend"]
