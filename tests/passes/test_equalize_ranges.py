@@ -360,3 +360,58 @@ def test_golden() -> None:
     assert op_types(after) == ["Gemm", "Relu", "Min", "MatMul"]
     assert_same_function(before, after)
     assert_golden("equalize-ranges", "clip", before, after, report)
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+def test_pools_over_channels_stop_scales(kind: str) -> None:
+    """Behind MatMul channels are the last axis, which pooling runs over."""
+    pads: dict[str, Any] = {"kernel_shape": [3], "strides": [1], "pads": [1, 1]}
+    nodes = [
+        NODE("MatMul", ["x", "w1"], ["a"]),
+        helper.make_node(kind, ["a"], ["p"], **pads),
+        NODE("MatMul", ["p", "w2"], ["y"]),
+    ]
+    weights = {"w1": normal(8, 8) * np.exp2(np.arange(8, dtype=np.float32)), "w2": normal(8, 4, seed=1)}
+    before = model_of(nodes, weights, [2, 5, 8], {"y": 3})
+    after, report = apply(EqualizeRanges(), before)
+    assert not report.changed
+    assert_same_function(before, after)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_bounds_have_the_type_that_is_computed_in(dtype: Any) -> None:
+    """No type of a value is written in the model, and a Clip stands behind another one."""
+    wide = np.exp2(np.arange(4)).astype(dtype)
+    weights = {
+        "w1": np.ones((4, 4), dtype) * wide,
+        "w2": np.ones((4, 4), dtype),
+        "low": np.array(-1, dtype),
+        "high": np.array(6, dtype),
+        "half": np.array(3, dtype),
+    }
+    nodes = [
+        NODE("MatMul", ["x", "w1"], ["a"]),
+        NODE("Clip", ["a", "low", "high"], ["b"]),
+        NODE("Clip", ["b", "low", "half"], ["c"]),
+        NODE("MatMul", ["c", "w2"], ["y"]),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [2, 4])
+        for name in ("x", "y")
+    ]
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], initializers)
+    before = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    after, report = apply(EqualizeRanges(), before, clip="per-channel")
+    assert report.counts["bounds"] == 2
+    feeds = {"x": normal(2, 4, scale=3.0).astype(dtype)}
+    one, two = (run_feeds(session_for(each), feeds)["y"] for each in (before, after))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_no_bound_a_channel_where_min_does_not_broadcast() -> None:
+    clip = helper.make_node("Clip", ["a"], ["b"], min=0.0, max=6.0)
+    weights = {"w1": normal(4, 4) * np.exp2(np.arange(4, dtype=np.float32)), "w2": normal(4, 4, seed=1)}
+    nodes = [NODE("MatMul", ["x", "w1"], ["a"]), clip, NODE("MatMul", ["b", "w2"], ["y"])]
+    _, report = apply(EqualizeRanges(), model_of(nodes, weights, [2, 4], opset=7), clip="per-channel")
+    assert not report.changed

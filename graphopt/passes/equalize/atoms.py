@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,10 +67,11 @@ class Bound:
 
     Attributes:
         node: The Clip.
-        axis: The axis of channels.
+        axis: The axis of channels, counted from the end (negative).
         ids: [channels] atoms.
         low: Its lower bound.
         high: Its upper bound.
+        kind: What it computes in.
     """
 
     node: oir.Node
@@ -78,6 +79,7 @@ class Bound:
     ids: Ids
     low: float
     high: float
+    kind: np.dtype[Any]
 
 
 class Atoms:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from graphopt.passes.equalize.atoms import Ids
 
 
+_BROADCASTING = 8
+"""Opset from which on Max and Min take a bound a channel."""
+
 _CROPS = frozenset({"tf_crop_and_resize", b"tf_crop_and_resize"})
 
 
@@ -179,6 +182,11 @@ class Flow:
         self.put(node, label)
         return True
 
+    def pool(self, node: oir.Node) -> bool:
+        """Pooling runs over all axes but the first two, so that channels must be the second."""
+        label = self.label(node)
+        return label is not None and label.axis == 1 and self.same(node)
+
     def relu_like(self, node: oir.Node) -> bool:
         """PRelu: a slope a channel changes nothing."""
         return constant_of(input_at(node, 1)) is not None and self._broadcasts(node) and self.same(node)
@@ -197,9 +205,11 @@ class Flow:
         largest = float(np.finfo(np.float32).max)
         low, high = (-np.inf if low <= -largest else low), (np.inf if high >= largest else high)
         if low not in {0.0, -np.inf} or high not in {0.0, np.inf}:
-            if not self.bounds or low > high or self.shapes.rank(input_at(node, 0)) is None:
+            rank, dtype = self.shapes.rank(input_at(node, 0)), self.shapes.dtype(input_at(node, 0))
+            broadcasts = self.model.opset >= _BROADCASTING
+            if not self.bounds or low > high or rank is None or dtype is None or not broadcasts:
                 return False
-            self.bounds_found.append(Bound(node, label.axis, label.ids, low, high))
+            self.bounds_found.append(Bound(node, label.axis - rank, label.ids, low, high, dtype.numpy()))
         return self.same(node)
 
     @staticmethod
@@ -416,10 +426,10 @@ def _reshaped(label: Label, before: Sequence[Any], after: Sequence[Any]) -> Labe
 
 
 _RULES: dict[str, Callable[[Flow, oir.Node], bool]] = {
+    **dict.fromkeys(("Relu", "LeakyRelu", "Abs", "Neg", "Identity"), Flow.same),
     **dict.fromkeys(
-        ("Relu", "LeakyRelu", "Abs", "Neg", "Identity", "MaxPool", "AveragePool", "GlobalAveragePool",
-         "GlobalMaxPool"),
-        Flow.same,
+        ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+        Flow.pool,
     ),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), Flow.reduce),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), Flow.reshape),

@@ -180,18 +180,15 @@ class Rescaling:
         if not logs[bound.ids].any():
             return
         node = bound.node
-        rank = self.shapes.rank(node.inputs[0])
         source, graph = node.inputs[0], node.graph
-        assert rank is not None
         assert source is not None
         assert graph is not None
-        kind = np.dtype(np.float32) if source.dtype is None else source.dtype.numpy()
-        shape = [-1, *[1] * (rank - bound.axis - 1)]
+        shape = [-1, *[1] * (-bound.axis - 1)]
         factor = np.exp2(-logs[bound.ids]).reshape(shape)
         name = node.name or node.outputs[0].name or "clip"
 
         def limit(number: float, what: str) -> oir.Value:
-            return add_initializer(self.model, graph, f"{name}_{what}", (number * factor).astype(kind))
+            return add_initializer(self.model, graph, f"{name}_{what}", (number * factor).astype(bound.kind))
 
         unread = list(node.inputs[1:])
         lower: oir.Node | None = None
