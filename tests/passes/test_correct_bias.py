@@ -437,3 +437,31 @@ def test_golden(tmp_path: Path) -> None:
         data=[{"x": np.ones((1, 2), np.float32)}],
     )
     assert_golden("correct-bias", "product", changed, after, report)
+
+
+def test_adds_in_another_order_than_their_products_and_a_number_of_higher_rank(tmp_path: Path) -> None:
+    nodes = [
+        NODE("MatMul", ["x", "w1"], ["m1"], "one"),
+        NODE("MatMul", ["x", "w2"], ["m2"], "two"),
+        NODE("Add", ["m2", "b2"], ["a2"]),
+        NODE("Add", ["m1", "b1"], ["a1"]),
+        NODE("Mul", ["a1", "a2"], ["y"]),
+    ]
+    weights = {
+        "w1": normal(6, 4), "b1": normal(1, 1, 1, seed=1),
+        "w2": normal(6, 4, seed=2), "b2": normal(4, seed=3),
+    }  # fmt: skip
+    before = model_of(nodes, weights, [5, 6], rank=3)
+    path = tmp_path / "original.onnx"
+    onnx.save(before, path)
+    data = [{"x": normal(5, 6, seed=seed) + 1} for seed in range(4)]
+    changed = model_of(
+        nodes, {**weights, "w1": np.abs(weights["w1"]), "w2": np.abs(weights["w2"])}, [5, 6], 3
+    )
+    after, report = apply(CorrectBias(), changed, reference=path, data=data)
+    assert report.counts == {"corrected": 2}
+    assert run_feeds(ort.InferenceSession(emit(after).SerializeToString()), data[0])["y"].shape == (1, 5, 4)
+    compared = {"a1": -1, "a2": -1}
+    one, two = means(before, data, compared), means(after, data, compared)
+    for name in compared:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-5)

@@ -111,22 +111,21 @@ class Correction:
             if slot.form == "new-add":
                 slot.write(working, np.zeros(slot.channels))
         twins = self._twins(slots, working)
-        found: list[Matrix | None] = []
+        found: list[Matrix | None] = [None] * len(slots)
         with MeanWalk(working, feeds) as walk:
-            for slot, twin, act in zip(slots, twins, acts, strict=True):
+            # Adds may stand in another order than the products in front of them.
+            for place in sorted(range(len(slots)), key=lambda each: walk.position_of(twins[each].holder)):
+                slot, twin, act = slots[place], twins[place], acts[place]
                 target = self._target(slot, act.value, wanted)
                 if target is None:
-                    found.append(None)
                     continue
                 have = walk.mean(walk.position_of(twin.holder), twin.value, twin.axis, act.bounds)
                 if not have.count or len(have.mean) != slot.channels:
                     self.skipped.append((slot.where, f"{len(have.mean)} channels, expected {slot.channels}"))
-                    found.append(None)
                     continue
                 usable = have.inside > _LEAST_INSIDE
                 step = np.where(usable, 1.0 / np.maximum(have.inside, _LEAST_INSIDE), 0.0)
-                shift = self._judged(slot, (target.mean - have.mean) * step, target)
-                found.append(shift)
+                shift = found[place] = self._judged(slot, (target.mean - have.mean) * step, target)
                 if shift is not None:
                     twin.write(working, twin.bias() + shift)
             self.extra["effort"] = walk.effort.as_json()

@@ -127,8 +127,8 @@ class Slot:
         assert old is not None
         shape = _dims(old)
         array = array.astype(_kind(old))
-        if math.prod(shape) == array.size:
-            array = array.reshape(shape)
+        # One number becomes one a channel, of the same rank: that of the sum may depend on it.
+        array = array.reshape(shape if math.prod(shape) == array.size else (*shape[:-1], array.size))
         if _is_private(old):
             old.const_value = from_array(array, old.name or "")
             old.shape = oir.Shape(array.shape)
