@@ -116,15 +116,6 @@ CASES = {
         32,
         0.15,
     ),
-    "resnet56-int8": Case("cifar-resnet56", "insert-qdq", 256),
-    "resnet56-prune-int8": Case(
-        "cifar-resnet56",
-        f"prune-channels{{macs_ratio=0.6,criterion=obs,{LS}}},insert-qdq",
-        512,
-        0.035,
-        None,
-        2.6,
-    ),
     "llama-int4": Case("stories-llama", f"{_INT4}}}", 32),
     "llama-int4-feedback": Case("stories-llama", f"{_INT4},feedback=true}}", 32),
 }
@@ -180,7 +171,7 @@ def run_case(name: str, tasks: Any, known: dict[str, float]) -> Row:
         fp32, metric = known[case.task], evaluate(task, out)
         drop = metric / fp32 - 1 if task.metric == "ppl" else fp32 - metric
         speed = None
-        if case.speed is not None or "int8" in name:
+        if case.speed is not None:
             latency = graphopt.validate(task.model, out, data=data[:1]).latency
             speed = None if latency is None else 1 / latency.ratio
     extra = [step.extra for step in result.report.steps]
