@@ -7,6 +7,7 @@ and an exit code. Commands return their exit code; they raise, and never print, 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 _BUG = 4
+# What typer says about a value of an option; what was given is not always in it.
+_BAD_VALUE = re.compile(
+    r"Invalid value for '(--[\w-]+)'.*?: (?:Input should be (a valid \w+)|.* is not one of (.+))"
+)
 
 app = typer.Typer(
     name="graphopt",
@@ -94,7 +99,7 @@ def _invoke(arguments: Sequence[str]) -> int:
     except GraphoptError as error:
         return _failed(output, command, error, debug=debug)
     except Exception as error:  # noqa: BLE001 - the last stop: nothing may leave as a traceback
-        if (usage := _usage_error(error)) is not None:
+        if (usage := _usage_error(error, arguments)) is not None:
             return _failed(output, command, usage, debug=debug)
         bug = GraphoptError(
             f"internal error, a fault of graphopt: {type(error).__name__}: {error}",
@@ -107,7 +112,7 @@ def _invoke(arguments: Sequence[str]) -> int:
     return int(code or 0)
 
 
-def _usage_error(error: Exception) -> OptionError | None:
+def _usage_error(error: Exception, arguments: Sequence[str]) -> OptionError | None:
     """Return what typer (or the click that it stands on) found wrong with the arguments."""
     if not hasattr(error, "format_message") or getattr(error, "exit_code", None) is None:
         return None
@@ -122,9 +127,23 @@ def _usage_error(error: Exception) -> OptionError | None:
         hint = nearest(name, command_names(), what="commands")
         message = f"there is no command {name!r}"
     context = getattr(error, "ctx", None)
+    if found := _BAD_VALUE.match(message):
+        option, kind, choices = found.groups()
+        message = f"{option}: expected {kind or f'one of {choices}'}, got {_given(option, arguments)!r}"
     return OptionError(
         message, hint=hint or f"`{getattr(context, 'command_path', 'graphopt')} --help` says more."
     )
+
+
+def _given(option: str, arguments: Sequence[str]) -> str:
+    """Return the last value that *arguments* give *option*."""
+    value = ""
+    for argument, behind in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == option:
+            value = behind
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def _failed(

@@ -85,6 +85,10 @@ def _show(result: DemoResult, output: Output) -> None:
         output.show(validation_summary(result.report.validation))
     if result.files:
         output.show(f"\nwritten: {', '.join(str(file) for file in result.files)}")
-    output.show(
-        '\nYour own model: graphopt run model.onnx -o out.onnx --pipeline "' + result.report.pipeline + '"'
-    )
+    output.show(f"\nYour own model: {own_model_command(result.report.pipeline)}")
+
+
+def own_model_command(pipeline: str) -> str:
+    """What does to a model of the reader's what the demo did: with data, and measured before it is kept."""
+    pipeline = pipeline.replace("{measure=off}", "")
+    return f'graphopt run model.onnx -o out.onnx --data feeds.npz --pipeline "{pipeline}"'

@@ -127,7 +127,7 @@ def targets(
     registry = _registry(local_plugins, output)
     extra = dict(registry.targets)
     if name is not None:
-        target = load_target(name, extra)
+        target = load_target(name, extra, where="")
         output.show(target_page(target, here=target.provider in available()))
         if output.json:
             output.document({"schema": 1, "command": "targets", "target": target.model_dump(mode="json")})

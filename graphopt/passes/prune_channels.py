@@ -156,4 +156,7 @@ class PruneChannels(Pass):
         """Score, allocate, cut and prove; see the module."""
         from graphopt.passes.pruning.pruner import Pruner
 
-        return Pruner(model, options, context).run()
+        pruner = Pruner(model, options, context)
+        if options.plan is None:
+            pruner.criterion()  # an unknown name is an error also where nothing is left to score
+        return pruner.run()

@@ -30,13 +30,16 @@ def known_targets(extra: Mapping[str, Path | str] | None = None) -> tuple[str, .
     return tuple(sorted({*_built_in(), *(extra or {})}))
 
 
-def load_target(name: str, extra: Mapping[str, Path | str] | None = None) -> Target:
+def load_target(
+    name: str, extra: Mapping[str, Path | str] | None = None, *, where: str = "--target"
+) -> Target:
     """Read the target called *name*.
 
     Args:
         name: One of :func:`known_targets`.
         extra: Targets of plugins by name: the path of a TOML file, or ``"package:file.toml"`` for a file
             inside an installed package. They may not take the name of a built-in one.
+        where: Where the name stands, for the error.
 
     Raises:
         OptionError: No target has that name.
@@ -57,7 +60,7 @@ def load_target(name: str, extra: Mapping[str, Path | str] | None = None) -> Tar
         place = extra[name]
         return _read(name, _locate(place), str(place))
     raise OptionError(
-        f"unknown target {name!r}", where="--target", hint=nearest(name, {*built_in, *extra}, what="known")
+        f"unknown target {name!r}", where=where, hint=nearest(name, {*built_in, *extra}, what="known")
     )
 
 

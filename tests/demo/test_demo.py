@@ -10,7 +10,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from graphopt.demo import DemoResult, run_demo
+from graphopt.cli.demo import own_model_command
+from graphopt.demo import PIPELINE, DemoResult, run_demo
 
 PACKAGE = Path(str(importlib.resources.files("graphopt.demo")))
 MODEL, DATA = PACKAGE / "digits.onnx", PACKAGE / "digits.npz"
@@ -51,6 +52,13 @@ def test_the_model_is_small_and_left_as_exported() -> None:
     widths = {shapes[node.input[1]][0] for node in convolutions}
     assert widths == {64, 96}
     assert not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+
+
+def test_the_command_for_the_reader_has_what_its_passes_need() -> None:
+    command = own_model_command(PIPELINE)
+    assert "--data" in command  # insert-qdq and recover refuse to run without
+    assert "measure=off" not in command  # what is not faster on codes stays float
+    assert command.endswith('prune-channels{macs_ratio=0.5,recover=least-squares},insert-qdq"')
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ class Quantizer:
                 return current
             raise OptionError(
                 f"{why} needs opset {needed}, the model is of opset {current}",
-                where="insert-qdq",
+                where="option 'opset'",
                 hint=f"Set opset=auto, or put upgrade-opset{{to={needed}}} in front of it"
                 + (", or set per_channel=false." if needed == _PER_CHANNEL_OPSET else "."),
             )
@@ -126,7 +126,7 @@ class Quantizer:
             raise OptionError(
                 f"asked for {asked}, and {reason}"
                 + ("" if current < needed else "; an opset is never lowered"),
-                where=f"insert-qdq{{opset={asked}}}",
+                where="option 'opset'",
                 hint=f"Ask for {max(current, needed)} or more, or set opset=auto.",
             )
         return int(asked)

@@ -200,3 +200,8 @@ def test_a_plan_cannot_cut_what_is_protected(tmp_path: Path) -> None:
 def test_nothing_free_is_a_failed_request() -> None:
     with pytest.raises(GateFailed, match="no family of channels can be pruned"):
         apply(PruneChannels(), scenarios.locked(), macs_ratio=0.5)
+
+
+def test_an_unknown_criterion_is_named_where_nothing_is_free_too() -> None:
+    with pytest.raises(OptionError, match=r"no criterion 'l3'\. Criteria: energy"):
+        apply(PruneChannels(), scenarios.locked(), macs_ratio=0.5, criterion="l3")
