@@ -176,7 +176,7 @@ class Timer:
         made = {label: self._as_run(model) for label, model in models.items()}
         if whole:
             return self._context.latencies(self._whole, made)
-        return self._context.latencies(self._whole, made, trials=1, budget_s=_TABLE_S)
+        return self._context.latencies(self._whole, made, budget_s=_TABLE_S)
 
     def _as_run(self, model: Model) -> Model:
         return self._context.derived(model, self._pipeline) if self._pipeline else model
@@ -224,12 +224,13 @@ def search(
         for each in candidates
     }
     groups = alike(candidates, offered, meter)
-    models = {_UNCUT: cut({})}
+    models: dict[str, Model] = {}
     for group in groups:
         for kept in group.timed:
             models[label_of(group, kept)] = cut(dict.fromkeys(group.names, kept))
-    times = timer.times(models)
-    uncut = times[_UNCUT]
+    # All entries are held against the uncut model, so that one is measured with the most care.
+    uncut = timer.times({_UNCUT: cut({})}, whole=True)[_UNCUT]
+    times = timer.times(models) if models else {}
     table = table_of(groups, meter.sizes, uncut, times)
     offered = {name: table.worth(name, counts) for name, counts in offered.items()}
     spread = uniform if options.scope == "family" else greedy
