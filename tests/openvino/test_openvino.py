@@ -106,7 +106,7 @@ def test_quantised_tasks_load_agree_and_say_where_they_run(
         "canonicalize,fold-constants,decompress-weights{where=all},fuse-batchnorm,insert-qdq{measure=off}"
     )
     result = run(path, pipeline, out=out, target="openvino", data="random:4", dims=dims, validate=False)
-    assert result.report.steps[-1].counts["nodes"] >= 10
+    assert result.report.steps[-1].counts["quantised_nodes"] >= 10
     compared = validate(
         path,
         out,

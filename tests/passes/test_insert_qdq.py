@@ -396,7 +396,7 @@ def test_channels_of_zeros_make_finite_scales() -> None:
     )
     data = feeds((1, 3, 4, 4))
     result, report = apply(InsertQdq(), model, data=data, measure="off")
-    assert report.counts["nodes"] == 1
+    assert report.counts["quantised_nodes"] == 1
     assert sqnr_db(model, result, data) > 30
 
 

@@ -159,7 +159,7 @@ def test_constants_of_a_chain_become_codes_whatever_their_rank(
     }  # fmt: skip
     model, data = graph_of(nodes, weights, [1, 3, 8, 8], [1, 4, 8, 8]), feeds((1, 3, 8, 8))
     result, report = apply(InsertQdq(), model, data=data, measure="off")
-    assert report.counts["chain"] == 2
+    assert report.counts["chain_nodes"] == 2
     assert kernels(result, tmp_path)["QLinearMul"] == 1
     assert sqnr_db(model, result, data) > 25  # five roundings of normal numbers
 
@@ -203,7 +203,7 @@ def test_trained_models_load_run_and_agree(assets: Path, tmp_path: Path, name: s
         model, _ = apply(UpgradeOpset(), model, check=False, to=13)
     data: list[dict[str, Any]] = [dict(feed) for feed in random_feeds(model, 2)]
     result, report = apply(InsertQdq(), model, data=data, measure="off", check=False)
-    assert report.counts["nodes"] >= 10
+    assert report.counts["quantised_nodes"] >= 10
     save(result, tmp_path / "out.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -73,8 +73,8 @@ class Emitter:
         for each in placement.computes:
             self._compute(each)
         self._sweep()
-        self.counts["nodes"] = len(placement.computes)
-        self.counts["chain"] = len(placement.links)
+        self.counts["quantised_nodes"] = len(placement.computes)
+        self.counts["chain_nodes"] = len(placement.links)
 
     def _is_flattened_only(self, value: oir.Value, placement: Placement) -> bool:
         """Return whether only MatMuls that become Gemms read the codes of *value*, which are made flat."""
