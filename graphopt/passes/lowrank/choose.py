@@ -37,14 +37,19 @@ def by_rank(
     candidates: Sequence[Candidate], splitters: Sequence[Splitter], rules: Rules, rank: int
 ) -> Chosen:
     """Give every weight the same *rank*, rounded up to the alignment."""
-    rank = -(-rank // rules.round_to) * rules.round_to
+    asked, rank = rank, -(-rank // rules.round_to) * rules.round_to
     chosen = []
     for candidate, splitter in zip(candidates, splitters, strict=True):
         fitting = [
             way for way in ways_of(candidate, splitter, rules) if way.ranks == (rank,) * len(way.ranks)
         ]
         chosen.append(min(fitting, key=lambda way: way.loss) if fitting else None)
-    return _chosen(candidates, rules, chosen, f"rank {rank} does not pay or exceeds the full rank")
+    return _chosen(candidates, rules, chosen, _why_not_rank(asked, rank, rules))
+
+
+def _why_not_rank(asked: int, rank: int, rules: Rules) -> str:
+    rounded = "" if asked == rank else f" ({asked}, rounded up to a multiple of {rules.round_to})"
+    return f"rank {rank}{rounded} does not save a factor of {rules.min_gain:g}, or exceeds the full rank"
 
 
 def by_energy(

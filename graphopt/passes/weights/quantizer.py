@@ -113,14 +113,12 @@ class Quantizer:
         if opset < needed:
             raise UnsupportedModelError(
                 f"{what} opset {needed}, the model is of opset {opset}",
-                where="quantize-weights",
                 hint=f"Put upgrade-opset{{to={needed}}} before it.",
             )
         limit = max(limits.max_opset for limits in self._context.target.runtime_limits)
         if needed > limit:
             raise UnsupportedModelError(
                 f"{what} opset {needed}, and target {self._context.target.name} loads at most {limit}",
-                where="quantize-weights",
                 hint="Ask for more bits, or for another target.",
             )
 
