@@ -58,8 +58,8 @@ PIPELINES = {
     "lowrank-half": "factorize-lowrank{weight_ratio=0.5,round_to=1,min_gain=1.0}",
 }  # fmt: skip
 
-# Versions that a pipeline needs: models of lower ones are upgraded first, and weights that are inputs frozen,
-# which is not measured.
+# Versions that a pipeline needs: models of lower ones are upgraded first, weights that are inputs frozen,
+# and Constant nodes made initializers, which is not measured.
 OPSETS = {
     "dynamic": 11,
     "bfloat16-storage": 13,
@@ -156,9 +156,10 @@ def sqnr_db(one: Any, two: Any) -> float:
     return 10 * math.log10(max(float((wide**2).sum()), 1e-300) / total) if total > 0 else math.inf
 
 
-def has_overridable(model: Any) -> bool:
-    """Return whether weights are inputs too: callers may override them, and passes leave such alone."""
-    return any(value.is_initializer() for value in model.graph.inputs)
+def has_odd_weights(model: Any) -> bool:
+    """Return whether weights are inputs too, so that callers may override them, or all are Constant nodes."""
+    overridable = any(value.is_initializer() for value in model.graph.inputs)
+    return overridable or not any(graph.initializers for graph in model.graphs())
 
 
 def measure(
@@ -167,7 +168,7 @@ def measure(
     """Run one pipeline over one model."""
     out = folder / "out.onnx"
     model, needed = graphopt.load(path), OPSETS.get(key, 0)
-    before = ["canonicalize{freeze_initializers=true}"] if has_overridable(model) else []
+    before = ["canonicalize{freeze_initializers=true}"] if has_odd_weights(model) else []
     before += [f"upgrade-opset{{to={needed}}}"] if model.opset < needed else []
     if before:
         prepared = folder / "prepared.onnx"

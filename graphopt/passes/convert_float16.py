@@ -179,5 +179,9 @@ def _store(model: Model, options: ConvertFloat16.Options) -> Report:
             counts["weights_stored"] += 1
             counts["bytes_saved"] += tensor.nbytes // 2
     if not counts and not skipped:
-        skipped.append(("model", f"no stored float32 weight has {options.min_elements} elements or more"))
+        reason = (
+            f"no float32 initializer has {options.min_elements} elements or more; canonicalize makes "
+            "initializers of Constant nodes"
+        )
+        skipped.append(("model", reason))
     return Report(changed=bool(counts), counts=dict(sorted(counts.items())), skipped=tuple(skipped))

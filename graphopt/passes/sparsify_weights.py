@@ -24,6 +24,12 @@ _SPARSE_IR_VERSION = 5
 """First version of ONNX's IR with sparse initializers."""
 
 
+NO_WEIGHTS = (
+    "no initializer of {least} elements or more is a float weight; canonicalize makes initializers of "
+    "Constant nodes"
+)
+
+
 class SparsifyWeights(Pass):
     """Set elements of weights to zero: the smallest, two of four, or blocks."""
 
@@ -149,6 +155,8 @@ class SparsifyWeights(Pass):
             else:
                 skipped.append((f"target {context.target.name!r}", f"{gain}: zeros cost what numbers cost"))
             extra = {"gain": gain, "weights": told}
+        if not told and not skipped:
+            skipped.append(("model", NO_WEIGHTS.format(least=options.min_elements)))
         return Report(
             changed=bool(told), counts=dict(sorted(counts.items())), skipped=tuple(skipped), extra=extra
         )

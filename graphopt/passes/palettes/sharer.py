@@ -110,6 +110,12 @@ class Sharer:
                 self._put_nearest(candidate)
         if self._told:
             self._extra["palettes"] = self._told
+        if not any(self._counts.values()) and not self._skipped:
+            reason = (
+                f"no initializer of {options.min_elements} elements or more is a float weight; canonicalize "
+                "makes initializers of Constant nodes"
+            )
+            self._skipped.append(("model", reason))
         return Report(
             changed=any(self._counts.values()),
             counts={key: number for key, number in sorted(self._counts.items()) if number},
