@@ -100,6 +100,7 @@ def _cut(model: Model, inputs: Sequence[str], outputs: Sequence[str], types: Typ
     graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs if value.name}
     values |= {value.name: value for value in graph.inputs if value.name}
+    values |= graph.initializers  # a weight may be an output of the model
     given = {values[name]: name for name in inputs}
     wanted = [values[name] for name in outputs]
     needed: set[oir.Node] = set()
