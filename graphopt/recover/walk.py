@@ -294,11 +294,13 @@ class Walk:
         return agreement
 
     def _student_node(self, stage: Stage) -> oir.Node:
-        name = stage.linear.node.name
-        for node in self.student.graph:
-            if node.op_type != stage.linear.node.op_type:
-                continue
-            if any(value.name == stage.output for value in node.outputs) or (name and node.name == name):
+        name, kind = stage.linear.node.name, stage.linear.node.op_type
+        alike = [node for node in self.student.graph if node.op_type == kind]
+        for node in alike:
+            if any(value.name == stage.output for value in node.outputs):
+                return node
+        for node in alike:  # names of nodes need not be unique
+            if name and node.name == name:
                 return node
         raise DataError("the student has no such operator", where=stage.linear.where)
 
