@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -10,8 +10,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.errors import DataError
+from graphopt.ir.emit import emit
+from graphopt.ir.lower import load
 from graphopt.passes.quantize_weights import QuantizeWeights
 from tests.passes.harness import apply, run_feeds, session_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PASS = QuantizeWeights()
 
@@ -77,3 +82,15 @@ def test_poor_data_never_fail() -> None:
     for poor in ([{"x": np.zeros((2, 96), np.float32)}], [{"x": np.ones((2, 96), np.float32)}]):
         after, _ = apply(PASS, product("matmul"), data=poor, feedback=True, bits=4, form="dequantize")
         assert np.isfinite(run_feeds(session_for(after), feeds()[0])["y"]).all()
+
+
+def test_a_weight_in_a_file_is_fed_back_all_the_same(tmp_path: Path) -> None:
+    """With --isolate all weights lie in files: the result must not depend on that."""
+    model = product("matmul")
+    after, _ = apply(PASS, model, data=feeds(count=4), feedback=True, bits=4, form="dequantize")
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "data")
+    onnx.save(model, tmp_path / "model.onnx")
+    stored = load(tmp_path / "model.onnx")
+    found, report = apply(PASS, stored, data=feeds(count=4), feedback=True, bits=4, form="dequantize")
+    assert report.counts["fed_back"] == 1
+    assert emit(found).SerializeToString() == emit(after).SerializeToString()

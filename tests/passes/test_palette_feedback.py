@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -12,11 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from graphopt.errors import DataError
+from graphopt.ir.emit import emit
+from graphopt.ir.lower import load
 from graphopt.passes.palettes import descent
 from graphopt.passes.palettes.budget import spread_bits
 from graphopt.passes.palettes.descent import Problem, Shared
 from graphopt.passes.share_weights import ShareWeights
 from tests.passes.harness import apply, run_feeds, session_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PASS = ShareWeights()
 
@@ -239,3 +244,27 @@ def test_poor_data_never_fail(fill: float) -> None:
     poor = [{"x": np.full((1, 3, 8, 8), fill, np.float32)}]
     after, _ = apply(PASS, net(), data=poor, min_elements=200, feedback=True)
     assert np.isfinite(run_feeds(session_for(after), feeds(1)[0])["y"]).all()
+
+
+def test_a_weight_that_is_an_output_stays_one_and_one_in_a_file_is_fed_back(tmp_path: Path) -> None:
+    """The walk gives what the model puts out, constants included; files are what --isolate works on."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(32, 32)).astype(np.float32) for name in ("a", "b")}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 32])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("y", "b")],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    data = [{"x": rng.normal(size=(4, 32)).astype(np.float32)} for _ in range(4)]
+    after, report = apply(PASS, model, data=data, feedback=True)
+    assert report.counts["fed_back"] == 1
+    np.testing.assert_array_equal(run_feeds(session_for(after), data[0])["b"], weights["b"])
+    path = tmp_path / "model.onnx"
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "data")
+    onnx.save(model, path)
+    stored, report = apply(PASS, load(path), data=data, feedback=True)
+    assert report.counts["fed_back"] == 1
+    assert emit(stored).SerializeToString() == emit(after).SerializeToString()

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from graphopt.recover.walk import Stage
     from graphopt.runtime.session import Feeds
 
+_IN_MEMORY = 1 << 24
+"""Elements of a weight in a file up to which it is read for feedback: with --isolate all lie in files."""
+
 DAMPING = 1e-3
 """Ridge on the second moments that the codes are found with, as a share of their mean diagonal."""
 
@@ -89,8 +92,8 @@ def why_not(candidate: Candidate, model: Model) -> str:
         return "it has several readers"
     if node.graph is not model.graph:
         return "its reader is inside a body"
-    if is_in_file(candidate.tensor):
-        return "it lies in a file"
+    if is_in_file(candidate.tensor) and candidate.size > _IN_MEMORY:
+        return "it lies in a file and is large"
     linear = linear_of(node)
     if isinstance(linear, str):
         return linear

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from graphopt.targets.weight_only import WeightOnlyRules
 
 _BLOCK = 128
+_IN_MEMORY = 1 << 24  # elements of a weight in a file up to which it is read whole for feedback
 _OPSETS = {"axis": 13, "int4": 21, "block": 21, "int2": 25}
 _IR_VERSIONS = {4: 10, 2: 13}
 
@@ -307,8 +308,8 @@ class Quantizer:
         rows = Rows.of(weight.uses[0].node, 0)
         if not (self._grid.symmetric and self._grid.is_plain):
             reason = "error feedback needs symmetric codes, clip=none and refine=none"
-        elif len(weight.uses) > 1 or is_in_file(weight.tensor):
-            reason = "error feedback needs a weight in memory with one reader"
+        elif len(weight.uses) > 1 or (is_in_file(weight.tensor) and weight.tensor.size > _IN_MEMORY):
+            reason = "error feedback needs a weight with one reader, and no large one in a file"
         elif rows is None or rows not in self._grams:
             reason = "there are no second moments of what it is multiplied with"
         else:
