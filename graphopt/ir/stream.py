@@ -45,7 +45,7 @@ THREADS = 2
 BLOCK_BYTES = 4 << 20
 """Large enough that threads seldom wait for the interpreter (benchmarks/streaming.py)."""
 
-COLUMN_BLOCK_BYTES = 8 << 20
+COLUMN_BLOCK_BYTES = 16 << 20
 """Blocks of columns are read in one piece a row; larger ones make the pieces long enough."""
 
 _KEPT_BYTES = 1 << 16

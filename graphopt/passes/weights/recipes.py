@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from graphopt.ir.tensors import Array
     from graphopt.passes.weights.grid import Grid
 
+_TURNED_LINES = 128
+
 
 @dataclass(frozen=True, slots=True)
 class Codes:
@@ -220,7 +222,7 @@ def for_nbits(
 
     def transform(piece: Block) -> Sequence[Array]:
         data = piece.as_float32()
-        lines = data if turned else np.ascontiguousarray(data.T)
+        lines = data if turned else _as_rows(piece, turned=True)
         padded = np.pad(lines, ((0, 0), (0, groups * block - rows)))
         folded = padded.reshape(-1, block, 1)
         scale, zero = grid.fit(folded)
@@ -277,9 +279,14 @@ def _as_rows(piece: Block, *, turned: bool) -> Array:
     data = piece.as_float32()
     if not turned:
         return data
-    copy = piece.scratch.array("turned", data.shape[::-1], np.float32)
-    copy[...] = data.T
-    return copy
+    return _turned(data, piece.scratch.array("turned", data.shape[::-1], np.float32))
+
+
+def _turned(data: Array, out: Array) -> Array:
+    """Put the transpose of *data* into *out*, by pieces whose lines all stay in cache."""
+    for start in range(0, len(data), _TURNED_LINES):
+        out[:, start : start + _TURNED_LINES] = data[start : start + _TURNED_LINES].T
+    return out
 
 
 def _padded(data: Array, block: int) -> Array:
