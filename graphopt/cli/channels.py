@@ -72,6 +72,8 @@ def channels(
         output.document(document)
     else:
         output.show(channels_page(document))
+        if written := [str(each) for each in (out, dot, svg) if each is not None]:
+            output.show(f"\nwritten: {', '.join(written)}")
     return 0
 
 

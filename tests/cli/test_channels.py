@@ -68,7 +68,9 @@ def test_a_plan_in_a_folder_that_is_not_there(graphopt: CommandLine, two: Path, 
 
 def test_pictures(graphopt: CommandLine, two: Path, tmp_path: Path) -> None:
     dot, svg = tmp_path / "c.dot", tmp_path / "c.svg"
-    assert graphopt("channels", two, "--dot", dot, "--svg", svg).code == 0
+    answer = graphopt("channels", two, "--dot", dot, "--svg", svg)
+    assert answer.code == 0
+    assert answer.out.endswith(f"\nwritten: {dot}, {svg}\n")
     text = dot.read_text(encoding="utf-8")
     assert '"weight w1" -> "family w1[0]"' in text
     assert '"family w1[0]" -> "weight w2"' in text
