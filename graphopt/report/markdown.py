@@ -79,7 +79,8 @@ def _size(before: ModelFacts, after: ModelFacts | None) -> Iterator[str]:
         show = _bytes if name == "bytes" else format_count
         old: int | None = getattr(before, name)
         new: int | None = getattr(after, name, None)
-        rows.append((name, show(old), show(new), format_change(old, new)))
+        label = {"macs": "MACs", "bytes": "size"}.get(name, name)  # as on the console
+        rows.append((label, show(old), show(new), format_change(old, new)))
     yield from _table(("", "before", "after", "change"), rows)
 
 

@@ -7,6 +7,7 @@ hide or cause a difference; the report keeps the two apart.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -433,7 +434,10 @@ def _level_gaps(levels: Mapping[str, Sequence[JudgedOutput]]) -> list[str]:
         }
         low, high = min(sqnr.values(), default=0.0), max(sqnr.values(), default=0.0)
         if low < _ROUNDING_DB and high - low > _GAP_DB:
-            listed = ", ".join(f"{value:.1f} dB at level {level}" for level, value in sqnr.items())
+            listed = ", ".join(
+                f"{'exact' if value == math.inf else f'{value:.1f} dB'} at level {level}"
+                for level, value in sqnr.items()
+            )
             warnings.append(
                 f"output {outputs[0].comparison.name!r} depends on the runtime's optimizer: {listed}"
             )

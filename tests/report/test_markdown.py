@@ -36,7 +36,7 @@ def test_it_says_what_matters() -> None:
     for part in (
         "**GateFailed** `step 2`: refused. Look at z.",
         "| nodes | 12 | 6 | -50 % |",
-        "| bytes | 4.00 KiB | 2.00 KiB | -50 % |",
+        "| size | 4.00 KiB | 2.00 KiB | -50 % |",
         "min_sqnr_db - against 30 **failed**",
         "- `node 0 and 24 more`: because",
         "0.500x (noise of an A/A pair 1.010x)",

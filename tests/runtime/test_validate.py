@@ -365,3 +365,10 @@ def test_large_outputs_of_the_original_are_computed_again(
     for level in ("all", "none"):
         assert result.levels[level][0].comparison.elements == 16
         assert result.levels[level][0].comparison.sqnr_db == pytest.approx(20, abs=1e-4)
+
+
+def test_a_level_without_any_difference_is_called_exact(tmp_path: Path) -> None:
+    _, packed = blocked_int4(tmp_path)
+    result = check(packed, packed, data=feeds(shape=(1, 64)))
+    assert not any("inf dB" in warning for warning in result.warnings)
+    assert all("exact at level none" in warning for warning in result.warnings)
