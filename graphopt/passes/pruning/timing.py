@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.errors import GateFailed, ProviderError
+from graphopt.errors import GateFailed, OptionError, PlanError, ProviderError
 from graphopt.passes.pruning.allocation import FLOOR_SHARE, choices_for, greedy, uniform
 
 if TYPE_CHECKING:
@@ -179,7 +179,12 @@ class Timer:
         return self._context.latencies(self._whole, made, budget_s=_TABLE_S)
 
     def _as_run(self, model: Model) -> Model:
-        return self._context.derived(model, self._pipeline) if self._pipeline else model
+        if not self._pipeline:
+            return model
+        try:
+            return self._context.derived(model, self._pipeline)
+        except PlanError as error:
+            raise OptionError(error.message, where="option 'timed_as'", hint=error.hint) from error
 
 
 @dataclass(frozen=True)

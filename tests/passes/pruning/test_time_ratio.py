@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
-from graphopt.errors import GateFailed, PlanError, ProviderError
+from graphopt.errors import GateFailed, OptionError, PlanError, ProviderError
 from graphopt.ir.lower import lower
 from graphopt.passes.prune_channels import PruneChannels
 from graphopt.passes.pruning.timing import Alike, label_of
@@ -122,6 +122,11 @@ def test_options_that_do_not_fit() -> None:
             PASS.Options(**options)
     with pytest.raises(ProviderError, match="nothing can be measured"):
         apply(PASS, net(), time_ratio=0.5, target="qnn")
+    with pytest.raises(OptionError) as caught:  # a matter of usage, not a failure of the pass
+        apply(
+            PASS, net(), time_ratio=0.5, timed_as="insert-qdq", measurements=table(0.9, (0.9, 0.9, 0.9), ())
+        )
+    assert "timed_as" in caught.value.where
 
 
 def test_candidates_are_timed_as_they_will_run() -> None:
