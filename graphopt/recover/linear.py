@@ -10,18 +10,16 @@ import numpy as np
 import onnx_ir as oir
 
 from graphopt.calibrate.needs import Rows, Window
-from graphopt.ir.dead import remove_unread
+from graphopt.ir.constants import add_behind, put_constant, replace_constant
 from graphopt.ir.rewrite import (
-    add_initializer,
     attribute,
     constant_array,
     has_reference,
     input_at,
     is_op,
-    make_node,
     sole_user,
 )
-from graphopt.ir.tensors import constant_of, from_array
+from graphopt.ir.tensors import constant_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -129,66 +127,26 @@ class Linear:
         self._replace(model, 1, content, "weight")
 
     def _replace(self, model: Model, index: int, content: npt.NDArray[Any], hint: str) -> None:
-        graph = self.node.graph
-        assert graph is not None
-        old = input_at(self.node, index)
         kind = _dtype_of(self.node.inputs[1])
         array = np.ascontiguousarray(content.astype(kind))
-        if old is None:
-            name = f"{self.node.name or self.output}_{hint}"
-            new = add_initializer(model, graph, name, array)
-            if len(self.node.inputs) <= index:
-                self.node.resize_inputs(index + 1)
-            self.node.replace_input_with(index, new)
+        if input_at(self.node, index) is None:
+            put_constant(model, self.node, index, array, f"{self.node.name or self.output}_{hint}")
             return
-        _replace_constant(model, self.node, index, array)
+        replace_constant(model, self.node, index, array)
 
     def _write_added_bias(self, model: Model, bias: Matrix) -> None:
         kind = _dtype_of(self.node.inputs[1])
         adder = self._adder()
-        graph = self.node.graph
-        assert graph is not None
         if adder is not None:
             node, index = adder
             old = node.inputs[index]
             assert old is not None
             same = _size(old) == bias.size
             array = bias.astype(kind).reshape(_static_shape(old)) if same else bias.astype(kind)
-            _replace_constant(model, node, index, array)
+            replace_constant(model, node, index, array)
             return
-        if not bias.any():
-            return
-        output = self.node.outputs[0]
-        constant = add_initializer(model, graph, f"{self.output}_bias", bias.astype(kind))
-        add = make_node(model, "Add", [None, constant], name=f"{self.node.name or self.output}_bias")
-        graph.insert_after(self.node, add)
-        new = add.outputs[0]
-        new.type, new.shape = output.type, None if output.shape is None else output.shape.copy()
-        if output.is_graph_output():
-            for position, value in enumerate(graph.outputs):
-                if value is output:
-                    graph.outputs[position] = new
-        for user, use in output.uses():
-            user.replace_input_with(use, new)
-        add.replace_input_with(0, output)
-        # Readers and reports know the sum by the name that the product had.
-        name = output.name or ""
-        output.name = model.fresh_name(f"{name}_product")
-        new.name = name
-
-
-def _replace_constant(model: Model, node: oir.Node, index: int, array: npt.NDArray[Any]) -> None:
-    """Let a constant input of *node* hold *array*; others that read the same constant keep what they had."""
-    old, graph = node.inputs[index], node.graph
-    assert old is not None
-    assert graph is not None
-    plain = old.is_initializer() and not old.is_graph_input() and not old.is_graph_output()
-    if plain and len(old.uses()) == 1:
-        old.const_value = from_array(array, old.name or "")
-        old.shape = oir.Shape(array.shape)
-        return
-    node.replace_input_with(index, add_initializer(model, graph, old.name or "constant", array))
-    remove_unread([old])
+        if bias.any():
+            add_behind(model, self.node, np.ascontiguousarray(bias.astype(kind)))
 
 
 def residual_of(node: oir.Node) -> list[tuple[oir.Value, oir.Value]]:

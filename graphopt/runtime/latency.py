@@ -86,17 +86,8 @@ def measure_latency(
         GraphoptError: As :func:`graphopt.runtime.session.open_session` and ``Session.run``.
         WorkerError: The child crashed or ran out of time.
     """
-    result: Latency = run_in_child(
-        "graphopt.runtime.latency:measure_here",
-        before,
-        after,
-        dict(feeds),
-        provider,
-        rounds,
-        trials,
-        budget_s,
-        timeout_s=timeout_s,
-        where=str(after),
+    (result,) = measure_each(
+        before, [after], feeds, provider, rounds, trials, budget_s=budget_s, timeout_s=timeout_s
     )
     return result
 
@@ -141,7 +132,7 @@ def measure_each(
         budget_s,
         clear,
         timeout_s=timeout_s,
-        where=str(before),
+        where=", ".join(map(str, after)),
     )
     return result
 

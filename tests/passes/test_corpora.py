@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 # Largest |a - b| over largest |a|; what a reordered sum may cost in each type.
 TOLERANCES = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 
-# Goes towards an optimum in powers of two: a second run may find a scale to take half a step further.
-_APPROACHES = {"equalize-ranges"}
-
 
 @cache
 def cleanup_passes() -> tuple[Pass, ...]:
@@ -123,8 +120,6 @@ def check(path: Path, feeds: Sequence[Feeds] | None = None, *, checker: bool = T
         if run_pass(pass_, after):
             assert not accepted or is_accepted(after), pass_.info.name
             reference.compare(after, pass_.info.name)
-        if pass_.info.name in _APPROACHES:
-            continue
         again = after.clone()
         assert not run_pass(pass_, again), f"{pass_.info.name} finds something left to do"
     after = reference.model.clone()

@@ -133,18 +133,27 @@ def test_scales_of_any_size_leave_rounding_errors_only() -> None:
     assert_same_function(before, after, rtol=1e-5)
 
 
+def test_a_second_run_finds_nothing_left_to_do() -> None:
+    once, first = apply(EqualizeRanges(), network())
+    twice, second = apply(EqualizeRanges(), once)
+    assert first.changed
+    assert not second.changed
+    assert_same_function(once, twice)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_scales_compute_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever scales are chosen, they are undone: the flow is right, not only what it is used for."""
 
-    def random_scales(ranges: Any, groups: Any, count: int, **_: Any) -> Array:
-        logs = np.zeros(count)
+    def random_scales(run: Any, _ranges: Any, groups: Any, **_: Any) -> Array:
+        logs = np.zeros(len(run.roots))
         generator = np.random.default_rng(seed)
         for group in groups:
             logs[group.atoms] = generator.integers(-4, 5, len(group.atoms))
-        return logs
+        found: Array = logs[run.roots]
+        return found
 
-    monkeypatch.setattr(rescale, "choose", random_scales)
+    monkeypatch.setattr(rescale.Rescaling, "_settled", random_scales)
     before = network(clip=bool(seed % 2), uneven=False)
     after, report = apply(EqualizeRanges(), before, clip="per-channel")
     assert report.counts["channels"] > 12

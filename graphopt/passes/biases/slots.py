@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_ir as oir
 
+from graphopt.ir.constants import add_behind, is_private, put_constant, replace_constant
 from graphopt.ir.dead import remove_unread
 from graphopt.ir.dequantise import stored_codes
 from graphopt.ir.quantised import is_dequantize
@@ -109,11 +110,9 @@ class Slot:
         if refused.any():
             narrow[refused] = self.bias()[refused].astype(kind)
         if self.form == "new-add":
-            self._add_behind(model, narrow)
+            add_behind(model, self.node, narrow)
         elif self.form == "new":
-            _put(
-                self.holder, self.index, self._constant(model, f"{self.node.name or self.value}_bias", narrow)
-            )
+            put_constant(model, self.holder, self.index, narrow, f"{self.node.name or self.value}_bias")
         else:
             self._write_float(model, narrow)
         return refused
@@ -129,12 +128,7 @@ class Slot:
         array = array.astype(_kind(old))
         # One number becomes one a channel, of the same rank: that of the sum may depend on it.
         array = array.reshape(shape if math.prod(shape) == array.size else (*shape[:-1], array.size))
-        if _is_private(old):
-            old.const_value = from_array(array, old.name or "")
-            old.shape = oir.Shape(array.shape)
-            return
-        self.holder.replace_input_with(self.index, self._constant(model, old.name or "bias", array))
-        remove_unread([old])
+        replace_constant(model, self.holder, self.index, np.ascontiguousarray(array))
 
     def _write_codes(self, model: Model, bias: Matrix) -> npt.NDArray[np.bool_]:
         old = self.holder.inputs[self.index]
@@ -145,7 +139,7 @@ class Slot:
         assert dequantizer is not None
         stored = dequantizer.inputs[0]
         assert stored is not None
-        if _is_private(stored) and sole_user(old) is self.holder:
+        if is_private(stored) and sole_user(old) is self.holder:
             stored.const_value = from_array(codes.reshape(_dims(stored)), stored.name or "")
             return refused
         new = self._dequantizer(model, dequantizer, old.name or "bias", codes.reshape(_dims(stored)), None)
@@ -184,22 +178,6 @@ class Slot:
         node.outputs[0].shape = oir.Shape(codes.shape)
         graph.insert_before(self.holder, node)
         return node.outputs[0]
-
-    def _add_behind(self, model: Model, bias: Array) -> None:
-        """Put an Add behind the operator; its sum takes the name that the product had."""
-        output, graph = self.node.outputs[0], self.node.graph
-        assert graph is not None
-        name = output.name or ""
-        constant = self._constant(model, f"{name}_bias", bias)
-        add = make_node(model, "Add", [None, constant], name=f"{self.node.name or name}_bias")
-        graph.insert_after(self.node, add)
-        new = add.outputs[0]
-        new.type, new.shape = output.type, None if output.shape is None else output.shape.copy()
-        for user, use in output.uses():
-            user.replace_input_with(use, new)
-        add.replace_input_with(0, output)
-        output.name = model.fresh_name(f"{name}_product")
-        new.name = name
 
     def _constant(self, model: Model, hint: str, array: Array) -> oir.Value:
         graph = self.holder.graph
@@ -432,12 +410,6 @@ def _put(node: oir.Node, index: int, value: oir.Value) -> None:
     if len(node.inputs) <= index:
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)
-
-
-def _is_private(value: oir.Value) -> bool:
-    """Return whether *value* is an initializer that one node reads, once."""
-    plain = value.is_initializer() and not value.is_graph_input() and not value.is_graph_output()
-    return plain and len(value.uses()) == 1
 
 
 def _is_row(shape: tuple[int, ...], channels: int) -> bool:

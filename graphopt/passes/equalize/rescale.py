@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as oir
 
+from graphopt.ir.constants import replace_constant
 from graphopt.ir.dead import remove_unread
 from graphopt.ir.rewrite import (
     add_initializer,
@@ -18,18 +19,27 @@ from graphopt.ir.rewrite import (
     make_node,
     replace_node,
 )
-from graphopt.ir.tensors import from_array
 from graphopt.passes.equalize.flow import Flow
-from graphopt.passes.equalize.scales import choose, flatness, groups_of, ranges_of
+from graphopt.passes.equalize.scales import (
+    LARGEST_LOG2,
+    LEAST_GAIN,
+    choose,
+    evenness,
+    flatness,
+    groups_of,
+    ranges_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import onnx_ir as oir
 
     from graphopt.ir import Model
     from graphopt.ir.shapes import Shapes
     from graphopt.passes.equalize.atoms import Bound, Ids, Offset, Operator
+    from graphopt.passes.equalize.scales import Group, Ranges
 
     Array = npt.NDArray[Any]
 
@@ -76,10 +86,7 @@ class Rescaling:
         if not groups:
             return
         ranges = [ranges_of(operator, self.roots) for operator in self.flow.operators]
-        logs = choose(ranges, groups, len(self.roots))[self.roots]
-        if exact:
-            logs = np.rint(logs)
-        logs = self._within_types(logs)
+        logs = self._settled(ranges, groups, exact=exact)
         if not logs.any():
             return
         for operator, each in zip(self.flow.operators, ranges, strict=True):
@@ -99,6 +106,24 @@ class Rescaling:
         moving = [group for group in groups if logs[group.atoms].any()]
         self.counts["groups"] = len(moving)
         self.counts["channels"] = int(sum(np.count_nonzero(logs[group.atoms]) for group in moving))
+
+    def _settled(self, ranges: Sequence[Ranges], groups: Sequence[Group], *, exact: bool) -> Array:
+        """Return log2 of the scales: improved as long as that makes channels more alike.
+
+        Where channels are joined, what is best for one pair may be bad for another, and rounding moves what
+        was chosen: only steps that are worth something are taken, so that a second run finds none.
+        """
+        logs = np.zeros(len(self.roots))
+        best = evenness(ranges, groups, logs)
+        while True:
+            now = [replace(each, table=each.scaled(logs)) for each in ranges]
+            step = choose(now, groups, len(self.roots))[self.roots]
+            moved = np.clip(logs + (np.rint(step) if exact else step), -LARGEST_LOG2, LARGEST_LOG2)
+            moved = self._within_types(moved)
+            worth = evenness(ranges, groups, moved)
+            if worth <= best + LEAST_GAIN:
+                return logs
+            logs, best = moved, worth
 
     def _within_types(self, logs: Array) -> Array:
         """Return *logs* without those that would take a weight or a bias out of the range of its type."""
@@ -154,10 +179,10 @@ class Rescaling:
         if not touched and (operator.columns is None or not logs[operator.columns].any()):
             return False
         (weight, factor), *biases = self._parameters(operator, logs)
-        self._replace(operator.node, 1, _times(weight, factor))
+        replace_constant(self.model, operator.node, 1, _times(weight, factor))
         if biases and touched:
             bias, factor = biases[0]
-            self._replace(operator.node, 2, _times(bias.reshape(-1), factor))
+            replace_constant(self.model, operator.node, 2, _times(bias.reshape(-1), factor))
         return True
 
     @staticmethod
@@ -172,7 +197,9 @@ class Rescaling:
             return
         array = constant_array(offset.node.inputs[offset.index])
         assert array is not None
-        self._replace(offset.node, offset.index, _times(array, self._along(array, offset, logs)))
+        replace_constant(
+            self.model, offset.node, offset.index, _times(array, self._along(array, offset, logs))
+        )
         self._count("offsets")
 
     def _bound(self, bound: Bound, logs: Array) -> None:
@@ -209,18 +236,6 @@ class Rescaling:
         replace_node(self.model, node, lower)
         remove_unread(unread)
         self._count("bounds")
-
-    def _replace(self, node: oir.Node, index: int, array: Array) -> None:
-        old, graph = node.inputs[index], node.graph
-        assert old is not None
-        assert graph is not None
-        plain = old.is_initializer() and not old.is_graph_input() and not old.is_graph_output()
-        if plain and len(old.uses()) == 1:
-            old.const_value = from_array(array, old.name or "")
-            old.shape = oir.Shape(array.shape)
-            return
-        node.replace_input_with(index, add_initializer(self.model, graph, old.name or "constant", array))
-        remove_unread([old])
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1

@@ -31,6 +31,9 @@ _SWEEPS = 30
 _STILL = 0.02
 """Change of log2 of every scale below which a sweep is the last one."""
 
+LEAST_GAIN = 0.002
+"""Bits a channel, in the mean, below which a step is not worth taking."""
+
 LARGEST_LOG2 = 16
 """Scales stay within 2**-16 and 2**16: what differs by more is dead."""
 
@@ -137,7 +140,28 @@ def choose(ranges: Sequence[Ranges], groups: Sequence[Group], count: int) -> Mat
     return logs
 
 
+def evenness(ranges: Sequence[Ranges], groups: Sequence[Group], logs: Matrix) -> float:
+    """Return the mean of log2(min(p_u, c_u)) over all channels, 0 at best.
+
+    These are the bits that codes of one scale a weight do not give a channel on the side where it is smaller.
+    The step of a pair never lowers it: min(p, c) <= sqrt(p c), which both become or more.
+    """
+    parts = [np.minimum(*_parts(ranges, group, logs)) for group in groups]
+    joined = np.concatenate(parts)
+    joined = joined[joined > 0]
+    return float(np.mean(np.log2(joined))) if len(joined) else 0.0
+
+
 def _step(ranges: Sequence[Ranges], group: Group, logs: Matrix) -> Matrix:
+    row, column = _parts(ranges, group, logs)
+    usable = (row > 0) & (column > 0)
+    step = np.zeros(len(column))
+    step[usable] = 0.5 * (np.log2(row[usable]) - np.log2(column[usable]))
+    return step
+
+
+def _parts(ranges: Sequence[Ranges], group: Group, logs: Matrix) -> tuple[Matrix, Matrix]:
+    """Return p_u and c_u of the channels of *group*."""
     made = np.zeros(len(logs))
     read = np.zeros(len(logs))
     for index in group.makers:
@@ -147,11 +171,7 @@ def _step(ranges: Sequence[Ranges], group: Group, logs: Matrix) -> Matrix:
         table, columns = ranges[index].scaled(logs), ranges[index].columns
         assert columns is not None
         _note(read, columns, table.max(axis=1), float(np.max(table)))
-    row, column = made[group.atoms], read[group.atoms]
-    usable = (row > 0) & (column > 0)
-    step = np.zeros(len(column))
-    step[usable] = 0.5 * (np.log2(row[usable]) - np.log2(column[usable]))
-    return step
+    return made[group.atoms], read[group.atoms]
 
 
 def _note(into: Matrix, atoms: Ids, found: npt.NDArray[Any], whole: float) -> None:
