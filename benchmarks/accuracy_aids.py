@@ -15,7 +15,6 @@ and pillow.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -30,6 +29,7 @@ import numpy as np
 import onnxruntime as ort
 
 import graphopt
+from tests.corpora import asset_tasks
 
 TENSOR, CHANNEL = "insert-qdq{measure=off,per_channel=false}", "insert-qdq{measure=off}"
 EQUAL = "equalize-ranges{clip=per-channel}"
@@ -48,18 +48,6 @@ ROUNDS = 25
 
 class _EnoughError(Exception):
     pass
-
-
-def load_tasks() -> dict[str, Any]:
-    """Return the tasks of the assets."""
-    place = Path(os.environ["GRAPHOPT_ASSETS"]) / "tasks.py"
-    spec = importlib.util.spec_from_file_location("tasks", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tasks"] = module
-    spec.loader.exec_module(module)
-    return dict(module.TASKS)
 
 
 def evaluate(task: Any, model: Path, limit: int) -> tuple[float | None, list[np.ndarray]]:
@@ -155,7 +143,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--time", action="store_true")
     arguments = parser.parse_args()
-    known = load_tasks()
+    known = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.tasks:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
-import importlib.util
 import itertools
 import json
 import os
@@ -29,6 +28,7 @@ import onnxruntime as ort
 
 import graphopt
 from graphopt.errors import GraphoptError
+from tests.corpora import asset_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,16 +119,10 @@ def subjects(names: Sequence[str], count: int) -> list[Subject]:
         feeds = [{"image": image[None, None]} for image in images]
         found.append(Subject("digits", Path(str(files / "digits.onnx")), feeds, count))
     if "GRAPHOPT_ASSETS" in os.environ:
-        path = Path(os.environ["GRAPHOPT_ASSETS"]) / "tasks.py"
-        spec = importlib.util.spec_from_file_location("tasks", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["tasks"] = module
-        spec.loader.exec_module(module)
+        tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
         for name in names or ASSETS:
-            if name in module.TASKS:
-                task = module.TASKS[name]
+            if name in tasks:
+                task = tasks[name]
                 found.append(Subject(name, task.model, list(task.calibration(count + 8)), count))
     return found
 

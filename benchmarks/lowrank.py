@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.runtime.latency import measure_here
+from tests.corpora import asset_tasks
 
 WIDTH = 128
 RANKS = (96, 80, 64, 63, 60, 56, 52, 48, 40, 32, 16)
@@ -123,14 +123,6 @@ RESNET20 = {
 }
 
 
-def tasks_of(assets: Path) -> Any:
-    """Import tasks.py of the assets."""
-    sys.path.insert(0, str(assets))
-    from tasks import TASKS  # type: ignore[import-not-found]  # stands with the assets
-
-    return TASKS
-
-
 def factorised(task: Any, pipeline: str, data: list[Any], out: Path) -> dict[str, Any]:
     """Run *pipeline* and return the metric and the MACs that remain."""
     import onnxruntime as ort
@@ -150,7 +142,7 @@ def factorised(task: Any, pipeline: str, data: list[Any], out: Path) -> dict[str
 
 def anomaly() -> list[dict[str, Any]]:
     """Factorise the autoencoder and measure its AUC and its time."""
-    task = tasks_of(Path(os.environ["GRAPHOPT_ASSETS"]))["anomaly-ae"]
+    task = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))["anomaly-ae"]
     data = list(task.calibration(task.calibration_size))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +169,7 @@ def anomaly() -> list[dict[str, Any]]:
 
 def resnet20() -> list[dict[str, Any]]:
     """Factorise every convolution to 0.75 of its MACs: plain SVD beside whitened and fitted forms."""
-    task = tasks_of(Path(os.environ["GRAPHOPT_ASSETS"]))["cifar-resnet20"]
+    task = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))["cifar-resnet20"]
     data = list(task.calibration(256))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,6 @@ Needs GRAPHOPT_ASSETS, and pillow for the tasks with images.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import onnxruntime as ort
 
 import graphopt
+from tests.corpora import asset_tasks
 
 CLEAN = ",canonicalize,fold-constants,deduplicate,eliminate-dead"
 
@@ -87,17 +87,6 @@ class Row:
     passed: bool
 
 
-def load_tasks(assets: Path) -> Any:
-    """Import tasks.py of the assets."""
-    spec = importlib.util.spec_from_file_location("tasks", assets / "tasks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tasks"] = module
-    spec.loader.exec_module(module)
-    return module.TASKS
-
-
 def evaluate(task: Any, path: Path) -> float:
     """The task's metric of the model at *path*."""
     options = ort.SessionOptions()
@@ -142,7 +131,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--no-time", action="store_true")
     arguments = parser.parse_args()
-    tasks = load_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
+    tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
     rows, known = [], {}
     for name in arguments.cases or CASES:
         row = run_case(name, tasks, timed=not arguments.no_time, known=known)

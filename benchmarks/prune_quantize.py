@@ -23,9 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recovery import evaluate, load_tasks
+from recovery import evaluate
 
 import graphopt
+from tests.corpora import asset_tasks
 
 TASK = "cifar-resnet56"
 SAMPLES = 512
@@ -119,7 +120,7 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    task = load_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))[TASK]
+    task = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))[TASK]
     fp32 = evaluate(task, task.model)
     rows = []
     for name in arguments.cases or CASES:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import importlib.util
 import json
 import os
 import sys
@@ -30,7 +29,7 @@ import onnxruntime as ort
 import graphopt
 from benchmarks.nets import bert, mobilenet
 from graphopt.runtime.latency import measure_each
-from tests.corpora import zoo_model
+from tests.corpora import asset_tasks, zoo_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,12 +170,7 @@ def main(argv: list[str]) -> int:
         return 0
     LOCK.extend([options.lock] if options.lock else [])
     assets = Path(os.environ["GRAPHOPT_ASSETS"])
-    spec = importlib.util.spec_from_file_location("tasks", assets / "tasks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tasks = importlib.util.module_from_spec(spec)
-    sys.modules["tasks"] = tasks
-    spec.loader.exec_module(tasks)
+    tasks = asset_tasks(assets)
     rows = []
     for name in [*NETS, *TASKS]:
         if options.names and name not in options.names:
@@ -186,7 +180,7 @@ def main(argv: list[str]) -> int:
             if name in NETS:
                 row = _net(name, folder, assets, options.peer)
             else:
-                row = _task(tasks.TASKS[name], folder, options.peer)
+                row = _task(tasks[name], folder, options.peer)
         del row["files"]
         row["missed"] = missed(row)
         rows.append(row)

@@ -11,7 +11,6 @@ calibrates, the rest is compared. Rows of a run of some names replace theirs in 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -27,7 +26,7 @@ import onnxruntime as ort
 import graphopt
 from graphopt.errors import GraphoptError
 from graphopt.runtime.feeds import random_feeds
-from tests.corpora import asset_models, zoo_model, zoo_names
+from tests.corpora import asset_models, asset_tasks, zoo_model, zoo_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +116,7 @@ def feeds_of(path: Path, assets: Path, tasks: Any) -> tuple[str, Feeds]:
     if path.stem in REAL:
         return "real", REAL[path.stem](path, assets / "data")
     name = path.name.replace("jpeg_dynamo", "jpeg")
-    for task in tasks.TASKS.values():
+    for task in tasks.values():
         if task.file == name:
             return "real", list(task.calibration(COUNT))
     return "random", random_feeds(graphopt.load(path), 4, 0)
@@ -130,12 +129,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
     assets = Path(os.environ["GRAPHOPT_ASSETS"])
-    spec = importlib.util.spec_from_file_location("tasks", assets / "tasks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tasks = importlib.util.module_from_spec(spec)
-    sys.modules["tasks"] = tasks
-    spec.loader.exec_module(tasks)
+    tasks = asset_tasks(assets)
     paths = {path.stem: path for path in asset_models(assets)} | dict.fromkeys(zoo_names(assets), Path())
     failed = 0
     for name, place in paths.items():

@@ -13,7 +13,6 @@ Needs GRAPHOPT_ASSETS, and pillow for the tasks with images. Run with OMP_NUM_TH
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any
 import onnxruntime as ort
 
 import graphopt
+from tests.corpora import asset_tasks
 
 LS = "recover=least-squares"
 TIGHT = "round_to=1"
@@ -136,17 +136,6 @@ class Row:
     passed: bool | None
 
 
-def load_tasks(assets: Path) -> Any:
-    """Import tasks.py of the assets."""
-    spec = importlib.util.spec_from_file_location("tasks", assets / "tasks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tasks"] = module
-    spec.loader.exec_module(module)
-    return module.TASKS
-
-
 def evaluate(task: Any, path: Path) -> float:
     """The task's metric of the model at *path*."""
     options = ort.SessionOptions()
@@ -194,7 +183,7 @@ def walk_of(samples: int) -> int:
     from graphopt.recover.solve import solve
     from graphopt.recover.walk import Walk
 
-    tasks = load_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
+    tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
     task = tasks["cifar-resnet20"]
     feeds = task.calibration(samples)
     with Walk(load(task.model), feeds) as walk:
@@ -230,7 +219,7 @@ def main() -> int:
         ]
         print(f"peak memory {peaks[0] / 2**20:.0f} MiB at 512, {peaks[1] / 2**20:.0f} MiB at 4,096 samples")
         return 0 if peaks[1] <= 1.1 * peaks[0] else 1
-    tasks = load_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
+    tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
     rows: list[Row] = []
     known: dict[str, float] = {}
     for name in arguments.cases or CASES:

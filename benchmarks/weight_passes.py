@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib.util
 import json
 import math
 import os
@@ -30,6 +29,7 @@ import numpy as np
 import onnxruntime as ort
 
 import graphopt
+from tests.corpora import asset_models, asset_tasks, zoo_model, zoo_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,28 +78,14 @@ SHORT = (
 EXACT = frozenset({"synthesize", "residual-sum"})
 
 
-def imported(path: Path) -> Any:
-    """Import a file of the assets."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def models(assets: Path, folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
+def models(assets: Path, pattern: str) -> Iterator[tuple[str, Path]]:
     """Yield name and path of every model; those of the zoo are filled in one by one."""
-    for path in sorted((assets / "models").glob("*.onnx")):
+    for path in asset_models(assets):
         if fnmatch.fnmatchcase(path.stem, pattern):
             yield path.stem, path
-    module = imported(assets / "zoo" / "materialize.py")
-    for path in sorted((assets / "zoo").glob("*.onnx")):
-        if fnmatch.fnmatchcase(path.stem, pattern):
-            filled = folder / "filled.onnx"
-            filled.write_bytes(module.materialize(path).SerializeToString())
-            yield path.stem, filled
+    for name in zoo_names(assets):
+        if fnmatch.fnmatchcase(name, pattern):
+            yield name, zoo_model(assets, name)
 
 
 def feed_of(name: str, path: Path, tasks: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +200,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     assets = Path(os.environ["GRAPHOPT_ASSETS"])
-    tasks = imported(assets / "tasks.py").TASKS
+    tasks = asset_tasks(assets)
     rows: list[dict[str, Any]] = []
     if arguments.json and arguments.json.exists():
         rows = json.loads(arguments.json.read_text())
@@ -222,7 +208,7 @@ def main() -> int:
     failed = sum(bool(row["bad"]) for row in rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for model, path in models(assets, folder, arguments.models):
+        for model, path in models(assets, arguments.models):
             wanted = arguments.pipelines or (SHORT if path.parent == folder else PIPELINES)
             wanted = [key for key in wanted if (model, key) not in done]
             if not wanted or (model, None) in done:

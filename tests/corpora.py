@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,12 @@ def asset_models(assets: Path) -> list[Path]:
     return sorted((assets / "models").glob("*.onnx"))
 
 
+def asset_tasks(assets: Path) -> dict[str, Any]:
+    """What tasks.py of the assets describes: models with data and a metric, by name."""
+    tasks: dict[str, Any] = _imported(assets / "tasks.py").TASKS
+    return tasks
+
+
 def zoo_names(assets: Path) -> list[str]:
     """Names of the architectures of the zoo."""
     return sorted(path.stem for path in (assets / "zoo").glob("*.onnx"))
@@ -74,12 +81,18 @@ def _zoo_cache() -> Path:
 
 @functools.cache
 def _materializer(script: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("zoo_materialize", script)
+    return _imported(script).materialize
+
+
+def _imported(script: Path) -> Any:
+    """Import a file of the assets by its path."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module  # where its dataclasses look themselves up
     spec.loader.exec_module(module)
-    return module.materialize
+    return module
 
 
 @dataclass(frozen=True)
