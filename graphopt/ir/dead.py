@@ -44,3 +44,36 @@ def remove_unread(values: Iterable[oir.Value | None], keep: Container[str] = ())
         rewrite.remove_node(node)
         removed += node.op_type != "Constant"
     return removed
+
+
+def nodes_that_serve(value: oir.Value, reader: oir.Node) -> list[oir.Node]:
+    """Return the nodes that would go with :func:`remove_unread` if *reader* did not read *value*.
+
+    Args:
+        value: What it reads.
+        reader: A node of the main graph or of a function, not of a body inside it.
+
+    Returns:
+        The nodes, in no order; none where something else needs *value*.
+    """
+    gone: set[oir.Node] = set()
+    inside: set[oir.Node] = set()  # those, and what stands in their bodies
+    stack = [value]
+    while stack:
+        node = stack.pop().producer()
+        if node is None or node in gone or not semantics.is_pure(node):
+            continue
+        if not all(_read_within(one, inside, reader if one is value else None) for one in node.outputs):
+            continue
+        gone.add(node)
+        inside.add(node)
+        stack.extend(one for one in node.inputs if one is not None)
+        if node.attributes:
+            inside.update(rewrite.nested_nodes(node))
+            stack.extend(rewrite.captured_values(node))
+    return list(gone)
+
+
+def _read_within(value: oir.Value, nodes: Container[oir.Node], reader: oir.Node | None) -> bool:
+    """Return whether nothing but *nodes* and *reader* reads *value*."""
+    return not value.is_graph_output() and all(user is reader or user in nodes for user in value.consumers())

@@ -336,6 +336,14 @@ def replace_node(model: Model, old: oir.Node, new: oir.Node) -> None:
     remove_nodes([old])
 
 
+def bypass_node(model: Model, node: oir.Node, operand: int) -> None:
+    """Let *node*, of one output, pass its input *operand* on: an Identity in its place, under the same name.
+
+    What only made its other inputs stays in the graph, unread.
+    """
+    replace_node(model, node, make_node(model, "Identity", [node.inputs[operand]], replaces=[node]))
+
+
 def remove_node(node: oir.Node) -> None:
     """Remove *node* from its graph; it lets go of its inputs and of all that its bodies captured.
 

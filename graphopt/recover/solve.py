@@ -13,7 +13,7 @@ come with a part that is held out, by samples, the ridge is the one whose fit to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -288,3 +288,34 @@ def refit_bias(moments: Moments, weight: Matrix, bias: Matrix, *, stage: str) ->
         return Solution(weight, bias, nan, nan, 0.0, (f"{stage}: {reason}; the bias stays",))
     best = moments.best_bias(weight)
     return Solution(weight, best, moments.residual(weight, bias), moments.residual(weight, best), 0.0)
+
+
+def refit_bias_groups(
+    moments: Sequence[Moments], weight: Matrix, bias: Matrix, *, stage: str, free_bias: bool = True
+) -> Solution:
+    """Return *weight* with the best bias for each group of a grouped convolution, or the one group of others.
+
+    Args:
+        moments: One for each group.
+        weight: [m, d] with the groups one below the other.
+        bias: [m] bias as it was.
+        stage: How notes name the place.
+        free_bias: Whether the bias may change; else there are only residuals to tell.
+    """
+    if not free_bias:
+        # A huge ridge keeps the weights and only computes the residuals.
+        return solve_groups(moments, weight, bias, stage=stage, ridge=1e12, free_bias=False)
+    step = len(weight) // len(moments)
+    parts = [slice(group * step, (group + 1) * step) for group in range(len(moments))]
+    found = [
+        refit_bias(one, weight[part], bias[part], stage=stage)
+        for one, part in zip(moments, parts, strict=True)
+    ]
+    return replace(
+        found[0],
+        weight=weight,
+        bias=np.concatenate([one.bias for one in found]),
+        residual_before=float(np.mean([one.residual_before for one in found])),
+        residual_after=float(np.mean([one.residual_after for one in found])),
+        notes=tuple(note for one in found for note in one.notes),
+    )

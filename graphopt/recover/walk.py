@@ -23,7 +23,7 @@ import numpy as np
 
 from graphopt.calibrate.rows import gather_rows
 from graphopt.errors import DataError
-from graphopt.ir.rewrite import is_op, nested_nodes
+from graphopt.ir.rewrite import bypass_node, is_op, nested_nodes
 from graphopt.ir.shapes import infer_shapes
 from graphopt.recover.linear import Linear, linear_of, residual_of
 from graphopt.recover.liveness import Liveness
@@ -58,16 +58,24 @@ class Stage:
         linear: The operator, in the teacher.
         others: Values on the other side of the additions behind it, of the same shape as its output.
         position: Its place in the graph.
+        goal: Value of the teacher that the output together with the others should become, where that is
+            another than there: what a stream is once it has gone through branches that the student lacks.
     """
 
     linear: Linear
     others: tuple[str, ...]
     position: int
+    goal: str | None = None
 
     @property
     def output(self) -> str:
         """What the stage is called by."""
         return self.linear.output
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Values of the teacher that the target is made of."""
+        return (self.linear.result, *self.others) if self.goal is None else (self.goal,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +288,19 @@ class Walk:
             # Until now both were one; from here on the student has activations of its own.
             self._edited = True
 
+    def bypass(self, output: str, operand: int) -> None:
+        """Let the student pass operand *operand* of the node that makes *output* on in its place.
+
+        Raises:
+            DataError: There is no such node.
+        """
+        for node in self.student.graph:
+            if any(value.name == output for value in node.outputs):
+                bypass_node(self.student, node, operand)
+                self._edited = True
+                return
+        raise DataError("the student has no such value", where=f"value {output!r}")
+
     def finish(self) -> Agreement:
         """Run both to the end and return how their outputs agree."""
         agreement = Agreement()
@@ -351,9 +372,7 @@ class Walk:
 
     def _collect(self, stage: Stage) -> list[Moments]:
         linear = stage.linear
-        teacher = Segment(
-            self.model, self._frontier, (linear.result, *stage.others), self._types, self.provider
-        )
+        teacher = Segment(self.model, self._frontier, stage.wanted, self._types, self.provider)
         student = Segment(
             self.student, self._frontier, (linear.source, *stage.others), self._types, self.provider
         )
@@ -394,15 +413,7 @@ class Walk:
 
         for sample, (one, two) in enumerate(self._pairs()):
             want, have = teacher.run(one), student.run(two)
-            target = want[linear.result].astype(np.float32)
-            for name in stage.others:
-                if want[name].shape != target.shape or have[name].shape != target.shape:
-                    raise DataError(
-                        f"{list(want[name].shape)} in the original and {list(have[name].shape)} in the "
-                        f"changed model; expected {list(target.shape)}",
-                        where=f"{linear.where}: value {name!r}",
-                    )
-                target = target + (want[name] - have[name])
+            target = _target(stage, want, have)
             source = have[linear.source]
             part = "held" if self.hold_out and sample % _HOLD_OUT == _HOLD_OUT - 1 else "fit"
             if not _joins(batches[part], source, target):
@@ -421,6 +432,22 @@ class Walk:
     def _note_effort(self) -> None:
         self.effort.cpu_s = time.process_time() - self._started
         self.effort.peak_bytes = peak_bytes()
+
+
+def _target(stage: Stage, want: Mapping[str, Any], have: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Return what the operator of *stage* should put out where the teacher and the student hold these."""
+    target: npt.NDArray[Any] = want[stage.wanted[0]].astype(np.float32)
+    for name in stage.others:
+        mine = have[name]
+        there = want.get(name, mine)
+        if there.shape != target.shape or mine.shape != target.shape:
+            raise DataError(
+                f"{list(there.shape)} in the original and {list(mine.shape)} in the "
+                f"changed model; expected {list(target.shape)}",
+                where=f"{stage.linear.where}: value {name!r}",
+            )
+        target = target + (there - mine) if stage.goal is None else target - mine
+    return target
 
 
 def _joins(

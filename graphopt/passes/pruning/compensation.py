@@ -22,7 +22,7 @@ import numpy as np
 from graphopt.errors import DataError
 from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
 from graphopt.recover.selection import Problem, trajectory
-from graphopt.recover.solve import refit_bias, solve_groups
+from graphopt.recover.solve import refit_bias_groups, solve_groups
 from graphopt.recover.walk import StageReport, Walk
 
 if TYPE_CHECKING:
@@ -217,7 +217,8 @@ class _Fitter:
         columns = self._columns(linear, ~gone) if reads else None
         if self.recovery.method == "bias":
             masked = self._masked(linear, weight, columns)
-            return self._bias_only(moments, masked, bias, linear), rows
+            solution = refit_bias_groups(moments, masked, bias, stage=linear.where, free_bias=linear.has_bias)
+            return solution, rows
         solution = solve_groups(
             moments,
             weight,
@@ -255,28 +256,6 @@ class _Fitter:
             part = slice(group * step, (group + 1) * step)
             masked[part, stay] = weight[part, stay]
         return masked
-
-    @staticmethod
-    def _bias_only(moments: Sequence[Moments], weight: Matrix, bias: Matrix, linear: Linear) -> Solution:
-        step = len(weight) // len(moments)
-        parts = [slice(group * step, (group + 1) * step) for group in range(len(moments))]
-        if not linear.has_bias:
-            # A huge ridge keeps the weights and only computes the residuals.
-            return solve_groups(moments, weight, bias, stage=linear.where, ridge=1e12, free_bias=False)
-        found = [
-            refit_bias(one, weight[part], bias[part], stage=linear.where)
-            for one, part in zip(moments, parts, strict=True)
-        ]
-        from dataclasses import replace
-
-        return replace(
-            found[0],
-            weight=weight,
-            bias=np.concatenate([one.bias for one in found]),
-            residual_before=float(np.mean([one.residual_before for one in found])),
-            residual_after=float(np.mean([one.residual_after for one in found])),
-            notes=tuple(note for one in found for note in one.notes),
-        )
 
     def _choose(
         self,

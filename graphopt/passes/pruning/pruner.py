@@ -283,7 +283,7 @@ class Pruner:
 
     def timed(self, whole: Model, anatomy: Anatomy, chosen: Sequence[str]) -> _Cut | None:
         """Return the cut that takes no more than its share of the time, as measured."""
-        timer = Timer(whole, self.context, self.options)
+        timer = Timer(whole, self.context, self.options.timed_as)
         candidates, meter = self.candidates(whole, anatomy, chosen)
 
         def kept(counts: Mapping[str, int]) -> Kept:

@@ -118,7 +118,7 @@ def table_of(
     """
     saved = {name: np.zeros(size + 1) for name, size in sizes.items()}
     for group in groups:
-        together = [_saving(whole, times[label_of(group, kept)]) for kept in group.timed]
+        together = [saving(whole, times[label_of(group, kept)]) for kept in group.timed]
         size = group.offered[0]
         share = [each / len(group.names) for each in together]
         points = [(size, 0.0), *zip(group.timed, share, strict=True)]
@@ -130,7 +130,7 @@ def table_of(
     return TimeTable(saved)
 
 
-def _saving(whole: Measured, cut: Measured) -> float:
+def saving(whole: Measured, cut: Measured) -> float:
     """Return what is saved as a share of the original's time; 0 where it does not stand out of the noise."""
     saved = whole.ratio - cut.ratio
     return 0.0 if 0 < saved <= max(whole.noise_floor, cut.noise_floor) * whole.ratio else saved
@@ -148,13 +148,13 @@ class Timer:
     Args:
         whole: The model before the cut.
         context: What measures.
-        options: Options of the pass.
+        pipeline: What candidates go through before they are timed (``timed_as``); None for nothing.
 
     Raises:
         ProviderError: Nothing can be measured here.
     """
 
-    def __init__(self, whole: Model, context: Context, options: PruneChannels.Options) -> None:
+    def __init__(self, whole: Model, context: Context, pipeline: str | None) -> None:
         if not context.can_measure:
             raise ProviderError(
                 "time_ratio is a budget of measured time, and nothing can be measured here",
@@ -164,7 +164,7 @@ class Timer:
             )
         self._whole = whole
         self._context = context
-        self._pipeline = options.timed_as
+        self._pipeline = pipeline
 
     def times(self, models: Mapping[str, Model], *, whole: bool = False) -> dict[str, Measured]:
         """Return the time of *models*, by label, over that of the model before the cut.

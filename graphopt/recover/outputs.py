@@ -1,0 +1,99 @@
+"""What a model puts out on some samples, and how far others that are to do the same are from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphopt.errors import DataError
+from graphopt.ir.rewrite import is_op
+from graphopt.recover.segments import Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    import onnx_ir as oir
+
+    from graphopt.ir.model import Model
+    from graphopt.runtime.session import Feeds
+
+_PEELED = frozenset({
+    "Cast", "Clip", "Flatten", "Identity", "LogSoftmax", "QuantizeLinear", "Reshape", "Sigmoid", "Softmax",
+    "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+
+
+class Outputs:
+    """What *model* puts out on *feeds*, to hold others against: before what squashes or rounds it.
+
+    Args:
+        model: The original.
+        feeds: What to run.
+        where: What errors call the place.
+        hint: What they say to do.
+
+    Raises:
+        DataError: No output varies, or the model cannot run on the feeds.
+    """
+
+    def __init__(self, model: Model, feeds: Sequence[Feeds], *, where: str, hint: str) -> None:
+        names = list(dict.fromkeys(_peeled(value).name or "" for value in model.graph.outputs))
+        self._names = names
+        self._feeds = feeds
+        self._inputs = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
+        self._wanted = self._run(model)
+        self._scales = [_variance([sample[index] for sample in self._wanted]) for index in range(len(names))]
+        if not any(self._scales):
+            raise DataError(
+                "no output varies over the samples, so nothing can be measured there",
+                where=where,
+                hint=hint,
+            )
+
+    def error(self, model: Model) -> float:
+        """Return the squared error of *model* over the variance of each output, summed over the outputs."""
+        totals = [0.0] * len(self._names)
+        for wanted, found in zip(self._wanted, self._run(model), strict=True):
+            for index, (one, two) in enumerate(zip(wanted, found, strict=True)):
+                totals[index] += float(np.sum((one - two) ** 2)) if one.shape == two.shape else 0.0
+        return sum(total / scale for total, scale in zip(totals, self._scales, strict=True) if scale)
+
+    def _run(self, model: Model) -> list[list[npt.NDArray[Any]]]:
+        segment = Segment(model, self._inputs, self._names, {})
+        found = []
+        for feed in self._feeds:
+            values = segment.run({name: np.asarray(value) for name, value in feed.items()})
+            found.append([_numbers(values[name]) for name in self._names])
+        return found
+
+
+def _numbers(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return *value* where it holds finite numbers, else nothing: indices have no distance."""
+    if value.dtype.kind != "f" and value.dtype.itemsize != 1:
+        return np.zeros(0)
+    numbers = value.astype(np.float64)
+    return np.where(np.isfinite(numbers), numbers, 0.0)
+
+
+def _variance(samples: Sequence[npt.NDArray[Any]]) -> float:
+    """Return the sum of squares about the mean of each element along the last axis."""
+    rows = [sample.reshape(-1, sample.shape[-1]) for sample in samples if sample.ndim and sample.size]
+    if not rows or len({each.shape[1] for each in rows}) > 1:
+        flat = np.concatenate([sample.reshape(-1) for sample in samples])
+        return float(np.sum((flat - flat.mean()) ** 2)) if flat.size else 0.0
+    stacked = np.concatenate(rows)
+    return float(np.sum((stacked - stacked.mean(axis=0)) ** 2))
+
+
+def _peeled(value: oir.Value) -> oir.Value:
+    """Return what *value* is made of by operators of one input that squash, round or reorder it.
+
+    A softmax or rounded codes hide small errors, and what follows from them when they add up.
+    """
+    node = value.producer()
+    while node is not None and is_op(node, *_PEELED) and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
