@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.calibrate.counting import CodeCounter
 from graphopt.calibrate.moments import ChannelMoments, Gram
 from graphopt.calibrate.rows import gather_rows
 from graphopt.calibrate.sketch import RangeSketch
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-_HIGH_HALF = 1 if sys.byteorder == "little" else 0
-# Counting clears and adds a table of 65,536 buckets whatever the number of codes, so codes of small tensors
-# wait until there are half as many (an estimate; benchmarks/calibrate.py shows what it all costs).
-_PENDING_CODES = 1 << 15
-# Codes that are counted at once (benchmarks/calibrate.py).
-_COUNTED = 1 << 17
 # Rows wait until there are this many, because a product of many rows is faster than many of few.
 _PENDING_ROWS = 256
 
@@ -35,8 +29,7 @@ class RangeAccumulator:
 
     def __init__(self) -> None:
         self._sketch = RangeSketch()
-        self._pending: list[npt.NDArray[np.uint16]] = []
-        self._pending_size = 0
+        self._counter = CodeCounter()
         self._followers: list[DerivedAccumulator] = []
         self._uneven: RangeAccumulator | None = None
 
@@ -49,7 +42,7 @@ class RangeAccumulator:
     @property
     def regular(self) -> RangeSketch:
         """The sketch of the feeds without NaN and infinity."""
-        self._flush()
+        self._sketch.codes, self._sketch.counts = self._counter.result()
         return self._sketch
 
     def update(self, array: Array) -> None:
@@ -57,8 +50,8 @@ class RangeAccumulator:
         if not array.size:
             return
         flat = _as_float32(array)
-        low, high, table = _looked_at(flat)
-        if not (np.isfinite(low) and np.isfinite(high)):
+        look = self._counter.look(flat)
+        if not look.is_finite:
             if self._followers:
                 # What becomes of an infinity depends on the bounds: these feeds are looked at one by one.
                 self._uneven = self._uneven or RangeAccumulator()
@@ -71,42 +64,20 @@ class RangeAccumulator:
             if not finite.size:
                 return
             flat = finite
-            low, high, table = _looked_at(flat)
+            look = self._counter.look(flat)
         sketch = self._sketch
         sketch.count += flat.size
-        sketch.minimum, sketch.maximum = min(sketch.minimum, low), max(sketch.maximum, high)
+        sketch.minimum, sketch.maximum = min(sketch.minimum, look.low), max(sketch.maximum, look.high)
         sketch.batches += 1
-        sketch.minimum_sum += low
-        sketch.maximum_sum += high
+        sketch.minimum_sum += look.low
+        sketch.maximum_sum += look.high
         for follower in self._followers:
-            follower.see(low, high)
-        if table is not None:
-            self._add(table, flat.size)
-            return
-        self._pending.append(_codes(flat).copy())
-        self._pending_size += flat.size
-        if self._pending_size >= _PENDING_CODES:
-            self._flush()
+            follower.see(look.low, look.high)
+        self._counter.add(look)
 
     def result(self) -> RangeSketch:
         """Return the sketch of all that was taken."""
         return self.regular if self._uneven is None else self.regular + self._uneven.result()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._add(np.bincount(np.concatenate(self._pending), minlength=1 << 16), self._pending_size)
-            self._pending, self._pending_size = [], 0
-
-    def _add(self, table: npt.NDArray[np.intp], size: int) -> None:
-        sketch = self._sketch
-        known = table[sketch.codes]
-        if int(known.sum()) == size:  # nothing in a bucket that was empty so far: the usual case
-            sketch.counts += known
-            return
-        occupied = table.copy()
-        occupied[sketch.codes] += sketch.counts
-        found = np.flatnonzero(occupied)
-        sketch.codes, sketch.counts = found.astype(np.uint16), occupied[found].astype(np.int64)
 
 
 class DerivedAccumulator:
@@ -227,31 +198,6 @@ class GramAccumulator:
             self._gram.matrix += new.matrix
             self._gram.count += new.count
         self._pending, self._pending_rows = [], 0
-
-
-def _looked_at(flat: npt.NDArray[np.float32]) -> tuple[float, float, npt.NDArray[np.intp] | None]:
-    """Return the extremes of *flat*, and how often each code occurs; None where that is better put off.
-
-    Parts that stay in a core's cache are looked at one by one, since all of it is read twice, and bincount
-    makes indices of eight bytes of the codes.
-    """
-    if flat.size < _PENDING_CODES:
-        return float(np.min(flat)), float(np.max(flat)), None
-    indices = np.empty(min(_COUNTED, flat.size), np.intp)
-    table: npt.NDArray[np.intp] | None = None
-    lows, highs = [], []
-    for start in range(0, flat.size, _COUNTED):
-        part = flat[start : start + _COUNTED]
-        lows.append(np.min(part))
-        highs.append(np.max(part))
-        np.copyto(indices[: part.size], _codes(part))
-        counted = np.bincount(indices[: part.size], minlength=1 << 16)
-        table = counted if table is None else np.add(table, counted, out=table)
-    return float(np.min(lows)), float(np.max(highs)), table
-
-
-def _codes(flat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    return flat.view(np.uint16)[_HIGH_HALF::2]
 
 
 def _as_float32(array: Array) -> npt.NDArray[np.float32]:

@@ -95,6 +95,7 @@ def _run(
             error.message = error.message.replace("this feed", f"feed {done}")
             raise
         collectors.take(feed, outputs)
+        del outputs  # before the next ones are made: they may be all of a net's activations
         done += 1
         if progress is not None:
             progress(done, total)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt.calibrate.counting import BUCKETS, added, ranks
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from graphopt.calibrate.ranges import Range
 
-BUCKETS = 1 << 16
 _SIGN = 1 << 15
 _FINITE_END = 0x7F80  # the first bucket that is infinite or NaN
 
@@ -59,7 +60,7 @@ class RangeSketch:
         return accumulator.result()
 
     def __add__(self, other: RangeSketch) -> RangeSketch:
-        codes, counts = _added(self.codes, self.counts, other.codes, other.counts)
+        codes, counts = added(self.codes, self.counts, other.codes, other.counts)
         return RangeSketch(
             count=self.count + other.count,
             nonfinite=self.nonfinite + other.nonfinite,
@@ -77,13 +78,13 @@ class RangeSketch:
 
         Sums of extremes are not known from a sketch of several feeds; they are those of the extremes.
         """
-        order = _ranks(self.codes)
+        order = ranks(self.codes)
         table = np.zeros(BUCKETS, np.int64)
         codes = self.codes.copy()
         for bound, beyond in ((low, np.less), (high, np.greater)):
             if np.isfinite(bound):
                 code = np.uint16(np.array(bound, np.float32).view(np.uint32) >> 16)
-                codes[beyond(order, _ranks(code))] = code
+                codes[beyond(order, ranks(code))] = code
         np.add.at(table, codes, self.counts)
         occupied = np.flatnonzero(table)
         minimum, maximum = (min(max(each, low), high) for each in (self.minimum, self.maximum))
@@ -155,13 +156,6 @@ class RangeSketch:
         return mse(self, bits=bits, symmetric=symmetric)
 
 
-def _ranks(codes: npt.NDArray[np.uint16] | np.uint16) -> npt.NDArray[np.int32]:
-    """Return whole numbers in the order of the values that *codes* stand for; -0 is below 0."""
-    wide = np.asarray(codes, np.int32)
-    ranks: npt.NDArray[np.int32] = np.where(wide < _SIGN, wide, _SIGN - 1 - wide)
-    return ranks
-
-
 def bucket_edges(
     codes: npt.NDArray[np.uint16],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -171,16 +165,3 @@ def bucket_edges(
     outer = ((magnitude + np.uint32(1)) << np.uint32(16)).view(np.float32).astype(np.float64)
     negative = codes >= _SIGN
     return np.where(negative, -outer, inner), np.where(negative, -inner, outer)
-
-
-def _added(
-    codes_a: npt.NDArray[np.uint16],
-    counts_a: npt.NDArray[np.int64],
-    codes_b: npt.NDArray[np.uint16],
-    counts_b: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-    codes = np.union1d(codes_a, codes_b).astype(np.uint16)
-    counts = np.zeros(len(codes), np.int64)
-    counts[np.searchsorted(codes, codes_a)] += counts_a
-    counts[np.searchsorted(codes, codes_b)] += counts_b
-    return codes, counts

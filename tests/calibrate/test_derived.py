@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.calibrate import Needs, collect
-from graphopt.calibrate.accumulate import _COUNTED
 from graphopt.calibrate.derived import Derivation, derivations
 from graphopt.calibrate.sketch import RangeSketch
 from graphopt.ir.lower import lower
@@ -108,16 +107,3 @@ def test_clamped_sketch(low: float, high: float) -> None:
     assert np.array_equal(found.codes, expected.codes)
     assert np.array_equal(found.counts, expected.counts)
     assert np.allclose([found.minimum, found.maximum], [expected.minimum, expected.maximum])
-
-
-@pytest.mark.parametrize("bad", [0, 1])
-def test_counts_of_a_long_array(bad: int) -> None:
-    array = RNG(2).standard_normal(2 * _COUNTED + 7).astype(np.float32)
-    array[_COUNTED : _COUNTED + bad] = np.nan
-    found = RangeSketch.of(array)
-    finite = array[np.isfinite(array)]
-    table = np.bincount(finite.view(np.uint32) >> 16, minlength=1 << 16)
-    assert np.array_equal(found.codes, np.flatnonzero(table))
-    assert np.array_equal(found.counts, table[table > 0])
-    assert [found.minimum, found.maximum] == [float(np.min(finite)), float(np.max(finite))]
-    assert found.nonfinite == bad
