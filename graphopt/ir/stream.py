@@ -42,8 +42,12 @@ T = TypeVar("T")
 THREADS = 2
 """One waits for the disk while the other computes; more would only split the same memory bus."""
 
-BLOCK_BYTES = 4 << 20
-"""Large enough that threads seldom wait for the interpreter (benchmarks/streaming.py)."""
+BLOCK_BYTES = 2 << 20
+"""Large enough that threads seldom wait for the interpreter, small enough for the second cache of most cores
+(benchmarks/streaming.py)."""
+
+SCAN_BYTES = 1 << 19
+"""What is read to be looked at, more than once, and not to be written: it stays in the cache of a core."""
 
 COLUMN_BLOCK_BYTES = 16 << 20
 """Blocks of columns are read in one piece a row; larger ones make the pieces long enough."""
@@ -78,6 +82,7 @@ class Matrix:
         columns: Number of columns.
         axis: 0 for blocks of whole rows, 1 for blocks of whole columns.
         multiple: Every block but the last has a multiple of this many rows (columns).
+        block_bytes: About how much of the tensor a block has; 0 for what suits the axis.
     """
 
     tensor: oir.TensorProtocol
@@ -85,6 +90,7 @@ class Matrix:
     columns: int
     axis: int = 0
     multiple: int = 1
+    block_bytes: int = 0
 
     @property
     def length(self) -> int:
@@ -95,7 +101,7 @@ class Matrix:
         """Yield the first row (column) of each block and the one behind its last."""
         across = self.rows if self.axis else self.columns
         line_bytes = max(1, across * self.tensor.dtype.bitwidth // 8)
-        goal = COLUMN_BLOCK_BYTES if self.axis else BLOCK_BYTES
+        goal = self.block_bytes or (COLUMN_BLOCK_BYTES if self.axis else BLOCK_BYTES)
         step = max(1, goal // line_bytes // self.multiple) * self.multiple
         for start in range(0, self.length, step):
             yield start, min(start + step, self.length)
@@ -276,7 +282,7 @@ def scan(matrix: Matrix, visit: Callable[[Block], T]) -> list[T]:
             index, (start, stop) = item
             results[index] = visit(reader.block(start, stop, scratch))
 
-        _in_threads(enumerate(spans), work, few=len(spans) == 1)
+        _in_threads(enumerate(spans), work, few=len(spans) == 1 or matrix.tensor.nbytes <= BLOCK_BYTES)
     return results  # type: ignore[return-value]  # every index has been visited
 
 
@@ -292,7 +298,7 @@ def is_finite(tensor: oir.TensorProtocol) -> bool:
         with np.errstate(invalid="ignore"):
             return bool(np.isfinite(flat.max()) and np.isfinite(flat.min()))
 
-    return all(scan(Matrix(tensor, size, 1), finite))
+    return all(scan(Matrix(tensor, size, 1, block_bytes=SCAN_BYTES), finite))
 
 
 def write_lazy(target: int, places: Iterable[tuple[int, LazyTensor]]) -> None:

@@ -62,6 +62,7 @@ class Quantizer:
         self._settings = settings
         self._context = context
         self._rules = context.target.weight_only
+        self._release = settings.runtime or importlib.metadata.version("onnxruntime")
         self._grid = Grid(settings.bits, settings.symmetric, settings.clip, settings.refine)
         self._counts: Counter[str] = Counter()
         self._skipped: list[tuple[str, str]] = []
@@ -162,9 +163,8 @@ class Quantizer:
         rules = self._rules
         if rules is None:
             return ""  # nothing is known against it, and the form is plain ONNX
-        release = self._settings.runtime or _installed()
-        if release_key(release) < release_key(rules.fused_since):
-            return f"onnxruntime {release} does not fuse it; {rules.fused_since} does"
+        if release_key(self._release) < release_key(rules.fused_since):
+            return f"onnxruntime {self._release} does not fuse it; {rules.fused_since} does"
         if any(places.is_quantised_behind(use.node) for use in weight.uses):
             return "what it gives is quantised again"
         inputs, columns, _ = layout
@@ -353,7 +353,3 @@ def grams_of(model: Model) -> Needs:
 
 
 _STACKED = frozenset({"LSTM", "GRU", "RNN"})
-
-
-def _installed() -> str:
-    return importlib.metadata.version("onnxruntime")
