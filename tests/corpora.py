@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -55,6 +56,18 @@ def asset_tasks(assets: Path) -> dict[str, Any]:
 def zoo_names(assets: Path) -> list[str]:
     """Names of the architectures of the zoo."""
     return sorted(path.stem for path in (assets / "zoo").glob("*.onnx"))
+
+
+def small_zoo_names(assets: Path) -> list[str]:
+    """Those of the zoo with less than 64 MiB of weights: of every kind of architecture and both exporters."""
+    return [
+        name
+        for name in zoo_names(assets)
+        if sum(
+            math.prod(tensor.dims) for tensor in onnx.load(assets / "zoo" / f"{name}.onnx").graph.initializer
+        )
+        < 16 << 20
+    ]
 
 
 def zoo_model(assets: Path, name: str) -> Path:

@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx_ir as oir
 
 from graphopt.errors import DataError, OptionError, nearest
 from graphopt.runtime import dtypes
-from graphopt.runtime.hints import IntegerHint, integer_hint
 
 if TYPE_CHECKING:
+    import onnx_ir as oir
+
     from graphopt.ir import Model
+    from graphopt.runtime.hints import IntegerHint
     from graphopt.runtime.session import Tensor, Value
 
 Kind = Literal["tensor", "sequence", "optional", "optional sequence"]
@@ -73,14 +74,22 @@ class InputSpec:
         return tensor if self.kind == "tensor" else f"{self.kind} of {tensor}"
 
 
-def input_specs(model: Model) -> tuple[InputSpec, ...]:
+def input_specs(model: Model, *, hints: bool = True) -> tuple[InputSpec, ...]:
     """Return what each input of *model* declares, in order, overridable initializers included.
+
+    Args:
+        model: The model.
+        hints: Whether to ask the graph what integers mean.
 
     Raises:
         DataError: An input is of a type that cannot be fed (a map, or without a type).
     """
+    from graphopt.runtime.hints import integer_hint
+
     return tuple(
-        replace(spec, hint=integer_hint(model, value)) if dtypes.by_name(spec.dtype).is_integer else spec
+        replace(spec, hint=integer_hint(model, value))
+        if hints and dtypes.by_name(spec.dtype).is_integer
+        else spec
         for value in model.graph.inputs
         for spec in [_spec(value, "input")]
     )
@@ -99,6 +108,8 @@ def output_specs(model: Model) -> tuple[InputSpec, ...]:
 
 
 def _spec(value: oir.Value, what: str) -> InputSpec:
+    import onnx_ir as oir
+
     name, kind_type = value.name or "", value.type
     optional = isinstance(kind_type, oir.OptionalType)
     if isinstance(kind_type, oir.OptionalType):

@@ -18,6 +18,7 @@ from graphopt.calibrate.npz import read_headers
 from graphopt.calibrate.sources import BUILT_IN, DataSource, SourceRequest, open_source
 from graphopt.errors import DataError, GraphoptError, OptionError, PathError
 from graphopt.runtime.feeds import InputSpec
+from tests.examples import examples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ def test_feed_i_is_an_element_where_the_array_has_one_more_axis(tmp_path: Path, 
         np.testing.assert_array_equal(feed["x"], a[i])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.integers(1, 6),
     st.lists(st.integers(0, 4), max_size=3),
@@ -220,7 +221,7 @@ def test_every_truncation_is_one_error(tmp_path: Path, compressed: bool) -> None
             open_source(request(path))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 255))
 def test_a_flipped_byte_never_escapes_as_another_error(
     tmp_path_factory: pytest.TempPathFactory, place: int, change: int

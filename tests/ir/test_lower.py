@@ -21,6 +21,7 @@ from graphopt.ir.tensors import SparseTensor
 from graphopt.ir.verify import problems
 from tests import corpora
 from tests.canonical import same_model
+from tests.examples import examples
 from tests.families import FAMILIES, info, model, weight
 
 if TYPE_CHECKING:
@@ -321,7 +322,7 @@ def graphs(draw: st.DrawFn, prefix: str, outer: tuple[str, ...], depth: int) -> 
     return graph
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(graphs("", (), 2), PROPS)
 def test_random_graphs_come_back(graph: onnx.GraphProto, props: dict[str, str]) -> None:
     proto = model(graph, domains=(("d", 1),))

@@ -19,6 +19,7 @@ from graphopt.ir.inference.symbols import Symbols
 from graphopt.ir.lower import lower
 from graphopt.ir.shapes import Shapes, infer_shapes
 from tests import corpora
+from tests.examples import examples
 from tests.passes.harness import random_feeds, session_for
 from tests.work import growth
 
@@ -169,7 +170,7 @@ def test_integer_division_rounds_towards_zero_and_mod_takes_the_sign_of_the_divi
     end=st.integers(-9, 9),
     step=st.sampled_from([-3, -1, 1, 2]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_slices_of_contents(size: int, start: int, end: int, step: int) -> None:
     ints = [
         helper.make_tensor(name, TensorProto.INT64, [1], [v])
@@ -193,7 +194,7 @@ def test_slices_of_contents(size: int, start: int, end: int, step: int) -> None:
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_reshapes(dims: list[int], data: Any) -> None:
     target = list(data.draw(st.permutations(dims)))
     hole = data.draw(st.sampled_from([None, *range(len(target))]))

@@ -24,6 +24,8 @@ from tests.targets.test_targets import one_node
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.child
+
 
 def test_it_is_alone_in_its_environment() -> None:
     assert list(runtime_versions()) == ["onnxruntime-openvino"]

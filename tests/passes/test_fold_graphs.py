@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt.ir.emit import emit, save
 from graphopt.ir.lower import load
 from graphopt.passes.fold_constants import FoldConstants
+from tests.examples import examples
 from tests.passes.harness import apply, assert_same_function, op_types, parse, run_feeds, session_for
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ def programs(draw: st.DrawFn) -> onnx.ModelProto:
 
 
 @given(programs())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 def test_random_shape_programs_keep_their_results(before: onnx.ModelProto) -> None:
     after, _ = apply(PASS, before)
     one, two = session_for(before), session_for(emit(after))
@@ -301,7 +302,7 @@ def test_random_shape_programs_keep_their_results(before: onnx.ModelProto) -> No
 
 
 @given(programs())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=examples(25), deadline=None, derandomize=True)
 def test_random_static_programs_fold_to_numbers(before: onnx.ModelProto) -> None:
     a, b = 3, 5
     for value, shape in zip(before.graph.input, ((a, b, 4), (b, 3)), strict=True):

@@ -16,6 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.deduplicate import Deduplicate
 from graphopt.passes.eliminate_dead import EliminateDead
+from tests.examples import examples
 from tests.passes.harness import apply, assert_same_function, session_for
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def feeds() -> list[dict[str, np.ndarray]]:
 
 
 SETTINGS = settings(
-    max_examples=50,
+    max_examples=examples(50),
     deadline=None,
     derandomize=True,
     database=None,

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from graphopt.errors import DataError
 from graphopt.runtime.compare import Comparator, OutputComparison, judge
+from tests.examples import examples
 
 
 def compare(*pairs: tuple[object, object]) -> OutputComparison:
@@ -49,7 +50,7 @@ def test_opposite_and_orthogonal_directions() -> None:
     assert compare((np.array([1.0, 0.0]), np.array([0.0, 1.0]))).cosine == pytest.approx(0.0, abs=1e-15)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(
         hnp.arrays(

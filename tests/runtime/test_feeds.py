@@ -30,6 +30,7 @@ from graphopt.runtime.feeds import (
 )
 from graphopt.runtime.hints import IntegerHint
 from graphopt.runtime.session import open_session
+from tests.examples import examples
 from tests.runtime.models import FLOAT, INT64, Declared, model, unary
 
 if TYPE_CHECKING:
@@ -349,7 +350,7 @@ def test_feeds_that_fit() -> None:
         check_feeds({"b": np.full(1, math.nan).astype(ml_dtypes.bfloat16)}, [spec("b", "bfloat16")])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(
         st.sampled_from(["float32", "int64", "uint8", "bool", "float16", "string"]), min_size=1, max_size=4

@@ -57,6 +57,7 @@ def test_the_ratio_of_known_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert machine.opened == ["a", "b", "a"] * 3  # fresh sessions in each trial, an A/A pair beside them
 
 
+@pytest.mark.child
 def test_short_inferences_are_repeated_until_a_sample_is_long_enough(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_slow_models_are_cut_down_to_the_budget(
     assert result.full == (cost == 0.1)
 
 
+@pytest.mark.child
 def test_real_models_in_a_child(tmp_path: Path) -> None:
     small, large = linear(tmp_path / "small.onnx", width=64), linear(tmp_path / "large.onnx", width=40_000)
     feed = {"x": np.ones((1, 8), np.float32)}
@@ -104,6 +106,7 @@ def test_real_models_in_a_child(tmp_path: Path) -> None:
     assert result.before_s > result.after_s > 0
 
 
+@pytest.mark.child
 def test_errors_of_the_models_come_through(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     with pytest.raises(DataError, match="no value for the input 'x'"):
@@ -155,6 +158,6 @@ def test_what_is_clear_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_child_that_only_runs_models_loads_no_onnx_library() -> None:
-    code = "import sys, graphopt.runtime.latency\nprint({*sys.modules} & {'onnx', 'onnx_ir'})"
+    code = "import sys, graphopt.runtime.validate\nprint({*sys.modules} & {'onnx', 'onnx_ir'})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

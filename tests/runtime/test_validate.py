@@ -40,6 +40,7 @@ def one(path: Path, op: str, out: Sequence[Any] = ("n", 8), dtype: int = FLOAT, 
     return write(model([node], [("x", FLOAT, ["n", 8])], [("y", dtype, out)]), path)
 
 
+@pytest.mark.child
 def test_a_model_against_itself(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     stages: list[str] = []
@@ -79,6 +80,7 @@ def test_sqnr_is_that_of_the_closed_form(tmp_path: Path) -> None:
     assert check(before, linear(tmp_path / "c.onnx", scale=0.999)).passed
 
 
+@pytest.mark.child
 def test_the_latency_limit(tmp_path: Path) -> None:
     before, after = linear(tmp_path / "a.onnx"), linear(tmp_path / "b.onnx")
     result = validate_models(before, after, feeds(), max_latency_ratio=0.01, latency_budget_s=1)
@@ -134,7 +136,7 @@ def test_a_difference_at_one_level_names_the_level(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("graphopt.runtime.validate.open_session", tampered)
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(path.read_bytes())
-    result = validate.validate_here(path, copy, feeds(), "cpu", validate.Thresholds(), None, {})
+    result = check(path, copy)
     assert result.problems == ("output 'y': SQNR 6.02 dB is under 30 dB (at level all)",)
     assert not result.levels["all"][0].passed
     assert result.levels["none"][0].passed
@@ -245,6 +247,7 @@ def test_bound_dims_decide(tmp_path: Path) -> None:
 # --- what goes wrong
 
 
+@pytest.mark.child
 def test_feeds_are_read_once_and_lazily(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
 
@@ -254,6 +257,7 @@ def test_feeds_are_read_once_and_lazily(tmp_path: Path) -> None:
     assert check(path, path, data=once()).feeds == 5
 
 
+@pytest.mark.child
 def test_no_feeds(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     with pytest.raises(DataError, match="there is no feed"):
@@ -277,6 +281,7 @@ def test_a_feed_that_only_the_optimized_model_refuses_is_a_failure(tmp_path: Pat
     assert "the optimized model fails on feed 1" in result.problems[0]
 
 
+@pytest.mark.child
 def test_missing_broken_and_too_new_models(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     with pytest.raises(PathError, match=r"none\.onnx"):
@@ -303,6 +308,7 @@ def die(original: Path, *_: object) -> None:
     os.abort()
 
 
+@pytest.mark.child
 def test_a_native_crash_names_model_and_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = linear(tmp_path / "m.onnx")
 
@@ -316,6 +322,7 @@ def test_a_native_crash_names_model_and_stage(tmp_path: Path, monkeypatch: pytes
         check(path, path)
 
 
+@pytest.mark.child
 def test_out_of_time(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     with pytest.raises(WorkerError, match=r"ran longer than 0\.05 s"):
@@ -342,6 +349,7 @@ def test_two_different_nets(assets: Path) -> None:
     assert "is under 30 dB" in result.problems[0]
 
 
+@pytest.mark.child
 def test_external_data_and_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = linear(tmp_path / "m.onnx")
     onnx.save(
@@ -361,7 +369,7 @@ def test_large_outputs_of_the_original_are_computed_again(
     monkeypatch.setattr(validate, "_KEPT_BYTES", kept)
     before, after = linear(tmp_path / "a.onnx"), linear(tmp_path / "b.onnx", scale=0.9)
     data = feeds(4)
-    result = validate.validate_here(before, after, data, "cpu", validate.Thresholds(), None, {})
+    result = check(before, after, data=data)
     for level in ("all", "none"):
         assert result.levels[level][0].comparison.elements == 16
         assert result.levels[level][0].comparison.sqnr_db == pytest.approx(20, abs=1e-4)

@@ -17,6 +17,7 @@ from graphopt.ir.lower import lower
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.pruning.allocation import Candidate, allocate, choices, choices_for, ordered
 from graphopt.passes.pruning.meter import Meter, make_extent
+from tests.examples import examples
 
 
 def chain(a: int, b: int) -> onnx.ModelProto:
@@ -82,7 +83,7 @@ def test_the_meter_agrees_with_the_cost_of_the_smaller_model(a: int, b: int) -> 
         assert gauge.removed_parameters(counts) == whole.parameters - small.parameters
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.integers(2, 90),
     st.integers(2, 90),

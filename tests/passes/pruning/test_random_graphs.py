@@ -13,6 +13,7 @@ from graphopt.errors import GateFailed
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.lower import lower
 from graphopt.passes.prune_channels import PruneChannels
+from tests.examples import examples
 from tests.passes.harness import apply
 from tests.random_graphs import graphs
 
@@ -55,7 +56,7 @@ drawn = given(
 )
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(12), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @drawn
 def test_a_few(proto: onnx.ModelProto, ratio: float, scope: str, criterion: str, approximate: bool) -> None:
     check(proto, ratio, scope, criterion, approximate=approximate)
