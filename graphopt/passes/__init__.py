@@ -28,6 +28,7 @@ def graphopt_register_passes() -> dict[str, str]:
         "convert-float16": "graphopt.passes.convert_float16:ConvertFloat16",
         "sparsify-weights": "graphopt.passes.sparsify_weights:SparsifyWeights",
         "prune-channels": "graphopt.passes.prune_channels:PruneChannels",
+        "prune-blocks": "graphopt.passes.prune_blocks:PruneBlocks",
         "quantize-weights": "graphopt.passes.quantize_weights:QuantizeWeights",
         "quantize-dynamic": "graphopt.passes.quantize_dynamic:QuantizeDynamic",
         "rewrite-residual-sum": "graphopt.passes.rewrite_residual_sum:RewriteResidualSum",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from graphopt.ir.rewrite import (
 from graphopt.ir.tensors import constant_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy.typing as npt
 
     from graphopt.ir.model import Model
@@ -68,6 +71,18 @@ class Linear:
     def kernel(self) -> tuple[int, ...]:
         """Size of the kernel; empty for Gemm and MatMul."""
         return () if self.rows.window is None else self.rows.window.kernel
+
+    @property
+    def shares_weight(self) -> bool:
+        """Whether something else reads the weight too."""
+        weight = self.node.inputs[1]
+        return weight is None or len(weight.uses()) > 1
+
+    def is_named_by(self, patterns: Iterable[str]) -> bool:
+        """Return whether one of *patterns* (* and ?) fits the node, its output or its weight."""
+        weight = self.node.inputs[1]
+        names = (self.node.name or "", self.output, "" if weight is None else weight.name or "")
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names if name)
 
     def weight(self) -> Matrix:
         """Return the weight as [m, d]; its columns in the order of the rows."""

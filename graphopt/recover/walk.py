@@ -58,14 +58,14 @@ class Stage:
         linear: The operator, in the teacher.
         others: Values on the other side of the additions behind it, of the same shape as its output.
         position: Its place in the graph.
-        goal: Value of the teacher that the output together with the others should become, where that is
-            another than there: what a stream is once it has gone through branches that the student lacks.
+        lost: Values that the teacher adds further on and the student does not: branches that it lacks. The
+            output is to make up for them.
     """
 
     linear: Linear
     others: tuple[str, ...]
     position: int
-    goal: str | None = None
+    lost: tuple[str, ...] = ()
 
     @property
     def output(self) -> str:
@@ -75,7 +75,7 @@ class Stage:
     @property
     def wanted(self) -> tuple[str, ...]:
         """Values of the teacher that the target is made of."""
-        return (self.linear.result, *self.others) if self.goal is None else (self.goal,)
+        return (self.linear.result, *self.others, *self.lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,17 +436,17 @@ class Walk:
 
 def _target(stage: Stage, want: Mapping[str, Any], have: Mapping[str, Any]) -> npt.NDArray[Any]:
     """Return what the operator of *stage* should put out where the teacher and the student hold these."""
-    target: npt.NDArray[Any] = want[stage.wanted[0]].astype(np.float32)
+    target: npt.NDArray[Any] = want[stage.linear.result].astype(np.float32)
     for name in stage.others:
-        mine = have[name]
-        there = want.get(name, mine)
-        if there.shape != target.shape or mine.shape != target.shape:
+        if want[name].shape != target.shape or have[name].shape != target.shape:
             raise DataError(
-                f"{list(there.shape)} in the original and {list(mine.shape)} in the "
+                f"{list(want[name].shape)} in the original and {list(have[name].shape)} in the "
                 f"changed model; expected {list(target.shape)}",
                 where=f"{stage.linear.where}: value {name!r}",
             )
-        target = target + (there - mine) if stage.goal is None else target - mine
+        target = target + (want[name] - have[name])
+    for name in stage.lost:
+        target = target + want[name]
     return target
 
 

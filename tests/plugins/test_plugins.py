@@ -74,6 +74,7 @@ def test_built_ins_come_first_and_through_the_hooks() -> None:
         "convert-float16",
         "sparsify-weights",
         "prune-channels",
+        "prune-blocks",
         "quantize-weights",
         "quantize-dynamic",
         "rewrite-residual-sum",

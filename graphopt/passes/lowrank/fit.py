@@ -121,8 +121,7 @@ def compensated(
         linear = stage.linear
         node = linear.node
         if stage.position < first or (
-            node not in chosen
-            and (not refit_others or kept_by_name(node.name, keep) or shares_weight(linear))
+            node not in chosen and (not refit_others or kept_by_name(node.name, keep) or linear.shares_weight)
         ):
             continue
         moments = walk.observe(stage)
@@ -186,9 +185,3 @@ def _cut(
 def kept_by_name(name: str | None, patterns: Sequence[str]) -> bool:
     """Return whether a node of that name is to be left alone."""
     return any(fnmatch.fnmatchcase(name or "", pattern) for pattern in patterns)
-
-
-def shares_weight(linear: Linear) -> bool:
-    """Return whether others read the weight of *linear* too."""
-    weight = linear.node.inputs[1]
-    return weight is not None and len(weight.uses()) > 1

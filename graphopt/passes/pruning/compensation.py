@@ -12,7 +12,6 @@ have changed, changes what can be spared.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -136,7 +135,7 @@ class _Fitter:
                 self.outcome.skipped.append((where, f"not fitted: {reader}"))
             elif here is None:
                 self.outcome.skipped.append((where, "not fitted: it is inside a body"))
-            elif self._protected(reader.linear):
+            elif reader.linear.is_named_by(self.recovery.protect):
                 self.outcome.skipped.append((where, "not fitted: protected"))
             else:
                 found.append(reader)
@@ -144,13 +143,6 @@ class _Fitter:
             self.by_output.setdefault(reader.output, []).append((name, reader))
         if self.recovery.reselect and len(found) == len(contractions) == 1:
             self.open.add(name)
-
-    def _protected(self, linear: Linear) -> bool:
-        weight = linear.node.inputs[1]
-        names = (linear.node.name or "", linear.output, "" if weight is None else weight.name or "")
-        return any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in self.recovery.protect for name in names if name
-        )
 
     def run(self) -> Outcome:
         """Walk, and put what was found into the model."""
@@ -193,14 +185,12 @@ class _Fitter:
         return self.outcome
 
     def _may_refit(self, linear: Linear) -> bool:
-        weight = linear.node.inputs[1]
         return (
             self.recovery.method == "least-squares"
             and self.recovery.refit_all
             and linear.groups <= _MOST_GROUPS
-            and weight is not None
-            and len(weight.uses()) == 1
-            and not self._protected(linear)
+            and not linear.shares_weight
+            and not linear.is_named_by(self.recovery.protect)
         )
 
     def _solve(self, stage: Stage, reads: Sequence[tuple[str, Reader]]) -> tuple[Solution, int]:

@@ -1,0 +1,1 @@
+"""Depth pruning: whole residual branches go, and what stays makes up for them."""

@@ -1,0 +1,305 @@
+"""One run of prune-blocks: find, choose, fit, remove, prove, report."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.api import Report
+from graphopt.errors import DataError, GateFailed, OptionError, PassFailed, ProviderError
+from graphopt.ir.cost import measure_cost
+from graphopt.ir.shapes import infer_shapes
+from graphopt.passes.depth.blocks import bypass, find_blocks, remove
+from graphopt.passes.depth.fit import Recovery, fit_without
+from graphopt.passes.depth.savings import costs_without, time_savings, without
+from graphopt.passes.depth.search import Search
+from graphopt.passes.pruning.inputs import add_way_out, oracle_feeds
+from graphopt.passes.pruning.oracle import Claim, judge
+from graphopt.passes.pruning.timing import Timer
+from graphopt.recover.outputs import Outputs
+from graphopt.recover.solve import RIDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from graphopt.api import Context
+    from graphopt.ir import Model
+    from graphopt.ir.cost import Cost
+    from graphopt.passes.depth.blocks import Block
+    from graphopt.passes.depth.search import Step
+    from graphopt.passes.prune_blocks import PruneBlocks
+    from graphopt.runtime.session import Feeds
+
+_HELD = 4  # of so many samples one is run in the search, the others are fitted
+_MOST_RUN = 64  # samples
+_MOST_FITTED = 128
+_LEAST_SAMPLES = 8
+_FEEDS = 2  # that the oracle runs
+_MOST_REASONS = 20  # named in an error; the report has all
+
+
+class Run:
+    """The state of one run.
+
+    Args:
+        model: The pass's own copy; changed in place.
+        options: Options of the pass.
+        context: What the manager gives.
+    """
+
+    def __init__(self, model: Model, options: PruneBlocks.Options, context: Context) -> None:
+        self.model = model
+        self.options = options
+        self.context = context
+        self.skipped: list[tuple[str, str]] = []
+        self.steps: list[Step] = []
+        self.extra: dict[str, object] = {}
+        self._feeds: list[Feeds] | None = None
+
+    def run(self) -> Report:
+        """Do everything.
+
+        Raises:
+            GateFailed: The budget cannot be reached.
+            OptionError: A name fits no block.
+            DataError: There are no data to measure errors on, or to fit to.
+            PassFailed: The oracle found a difference.
+        """
+        before = measure_cost(self.model, self.context.dims)
+        self.shapes = infer_shapes(self.model)
+        blocks, self.skipped = find_blocks(self.model, self.shapes)
+        free = self._free(blocks)
+        chosen = self._named(blocks, free) if self.options.blocks else self._searched(free, before)
+        chosen = [block for block in blocks if block in chosen]  # in graph order
+        counts = {"blocks_removed": len(chosen)}
+        if chosen:
+            counts |= self._leave_out(chosen)
+        after = measure_cost(self.model, self.context.dims)
+        extra: dict[str, object] = {
+            "macs_ratio": _ratio(after.known_macs, before.known_macs),
+            "params_ratio": _ratio(after.parameters, before.parameters),
+            "blocks": [{"name": step.block.name, "error": step.error} for step in self.steps]
+            or [{"name": block.name} for block in chosen],
+            "blocks_found": len(blocks),
+            **self.extra,
+        }
+        counts = {key: count for key, count in counts.items() if count}
+        return Report(bool(chosen), counts, tuple(dict.fromkeys(self.skipped)), extra)
+
+    def _free(self, blocks: Sequence[Block]) -> list[Block]:
+        free = []
+        for block in blocks:
+            pattern = next((each for each in self.options.protect if block.holds(each)), None)
+            if pattern is None:
+                free.append(block)
+            else:
+                self.skipped.append((f"block {block.name!r}", f"protected by {pattern!r}"))
+        return free
+
+    def _named(self, blocks: Sequence[Block], free: Sequence[Block]) -> list[Block]:
+        """Return the free blocks that the option ``blocks`` names."""
+        for pattern in self.options.blocks:
+            if not any(block.is_named_by(pattern) for block in blocks):
+                known = ", ".join(repr(block.name) for block in blocks[:_MOST_REASONS])
+                raise OptionError(
+                    f"no residual block has a name of the form {pattern!r}",
+                    where="option 'blocks'",
+                    hint=f"There are {known}." if blocks else "The model has no residual blocks.",
+                )
+        return [block for block in free if any(map(block.is_named_by, self.options.blocks))]
+
+    def _searched(self, free: Sequence[Block], before: Cost) -> list[Block]:
+        """Return the blocks that a search under the budget lets go."""
+        if not free:
+            self._fall_short("no residual block can be left out")
+            return []
+        costs = costs_without(self.model, free, self.context.dims)
+        if self.options.time_ratio is not None:
+            return self._timed(free, costs, self.options.time_ratio)
+        if self.options.count is not None:
+            return self._counted(free, self.options.count)
+        return self._costed(free, before, costs)
+
+    def _counted(self, free: Sequence[Block], count: int) -> list[Block]:
+        search = self._search(free, dict.fromkeys((block.name for block in free), 1.0))
+        while len(search.steps) < count and search.step():
+            pass
+        if len(search.steps) < count:
+            self._fall_short(f"count={count}: {len(search.steps)} blocks can be left out")
+        return search.chosen
+
+    def _costed(self, free: Sequence[Block], before: Cost, costs: Mapping[str, Cost]) -> list[Block]:
+        """Return the blocks without which no more than the ratio of the MACs or parameters is left."""
+        name = "params_ratio" if self.options.macs_ratio is None else "macs_ratio"
+        ratio: float = getattr(self.options, name)
+
+        def amount(cost: Cost) -> int:
+            return cost.parameters if name == "params_ratio" else cost.known_macs
+
+        search = self._search(free, {each: amount(before) - amount(cost) for each, cost in costs.items()})
+        got = amount(before)
+        while got > ratio * amount(before) and search.step():
+            got = amount(measure_cost(without(self.model, search.chosen), self.context.dims))
+        if got > ratio * amount(before):
+            self._fall_short(f"{name}={ratio:g}: {_ratio(got, amount(before)):.4f} is what can be had")
+        return search.chosen
+
+    def _timed(self, free: Sequence[Block], costs: Mapping[str, Cost], limit: float) -> list[Block]:
+        """Return the blocks without which the model takes no more than *limit* of the original's time."""
+        timer = Timer(self.model, self.context, self.options.timed_as)
+        known = time_savings(self.model, free, costs, timer)
+        search = self._search(free, known.saved)
+        tried: list[dict[str, float]] = []
+        expected = got = known.uncut
+        wanted = limit
+        while got > limit and search.step():
+            expected -= known.saved[search.chosen[-1].name]
+            if expected > wanted:
+                continue
+            label = f"attempt {len(tried) + 1}"
+            got = timer.times({label: without(self.model, search.chosen)}, whole=True)[label].ratio
+            tried.append({"expected": round(expected, 4), "measured": round(got, 4)})
+            wanted = expected - (got - limit)
+        self.extra["time"] = {
+            "limit": limit,
+            "timed_as": self.options.timed_as,
+            "uncut": round(known.uncut, 4),
+            "table": known.table,
+            "tried": tried,
+            "measured": round(got, 4),
+        }
+        if got > limit:
+            self._fall_short(f"time_ratio={limit:g}: {got:.3f} at best, {known.uncut:.3f} with all blocks")
+        return search.chosen
+
+    def _search(self, free: Sequence[Block], savings: Mapping[str, float]) -> Search:
+        worth = [block for block in free if savings[block.name] > 0]
+        self.skipped += [
+            (f"block {block.name!r}", "leaving it out saves nothing")
+            for block in free
+            if savings[block.name] <= 0
+        ]
+        search = Search(worth, savings, self._measure())
+        self.steps = search.steps
+        return search
+
+    def _measure(self) -> Callable[[Sequence[Block]], float]:
+        """Return what gives the error without some blocks: with what stays fitted, on other samples."""
+        data = self._data("the error of leaving out a block is measured")
+        recovery = self._recovery()
+        if recovery is not None and len(data) < _LEAST_SAMPLES:
+            raise DataError(
+                f"what blocks cost is measured on samples held out, and there are {len(data)} in all;"
+                f" expected {_LEAST_SAMPLES}",
+                where="prune-blocks",
+                hint="Give more samples with --data, or recover=none.",
+            )
+        fitted = [feed for index, feed in enumerate(data) if index % _HELD != _HELD - 1][:_MOST_FITTED]
+        run = (data if recovery is None else data[_HELD - 1 :: _HELD])[:_MOST_RUN]
+        hint = "Give other samples with --data, or name the blocks that are to go with blocks=[...]."
+        outputs = Outputs(self.model, run, where="prune-blocks", hint=hint)
+
+        def error_without(blocks: Sequence[Block]) -> float:
+            if recovery is None:
+                student = self.model.clone()
+                bypass(student, blocks)
+            else:
+                student = fit_without(self.model, blocks, fitted, recovery).student
+            return outputs.error(student)
+
+        return error_without
+
+    def _recovery(self) -> Recovery | None:
+        options = self.options
+        if options.recover == "none":
+            return None
+        return Recovery(
+            options.recover,
+            RIDGE if options.ridge == "auto" else options.ridge,
+            options.ridge == "auto",
+            options.rows_per_sample,
+            self.context.seed,
+            tuple(options.protect),
+        )
+
+    def _data(self, purpose: str) -> list[Feeds]:
+        if self._feeds is None:
+            data = self.context.data
+            self._feeds = [] if data is None else list(islice(iter(data), self.options.samples))
+        if not self._feeds:
+            raise DataError(
+                f"{purpose} on data, and there are none",
+                where="prune-blocks",
+                hint="Give unlabelled inputs with --data, or name the blocks that are to go with blocks=[...]"
+                " and recover=none.",
+            )
+        return self._feeds
+
+    def _fall_short(self, message: str) -> None:
+        """Fail with the reasons, unless going as far as possible is what was asked for."""
+        if self.options.best_effort:
+            self.skipped.append(("budget", message))
+            return
+        reasons = [f"{where}: {reason}" for where, reason in self.skipped[:_MOST_REASONS]]
+        raise GateFailed(
+            f"{message} ({'; '.join(reasons) or 'the model has no other additions of what varies'})",
+            where="prune-blocks",
+            hint="Ask for less, or set best_effort=true.",
+        )
+
+    def _leave_out(self, chosen: Sequence[Block]) -> dict[str, int]:
+        """Fit the rest, remove the blocks, and prove it; return what to count."""
+        counts = {}
+        recovery = self._recovery()
+        if recovery is not None:
+            fit = fit_without(self.model, chosen, self._data(f"recover={recovery.method} fits"), recovery)
+            fit.write(self.model)
+            self.extra["recovery"] = fit.report
+            self.skipped += fit.skipped
+            counts["operators_refitted"] = len(fit.solved)
+        whole = self.model.clone() if self.options.oracle else None
+        counts["nodes_removed"] = remove(self.model, chosen)
+        self.context.invalidate()
+        self.extra["oracle"] = "switched off" if whole is None else self._prove(whole, chosen)
+        return counts
+
+    def _prove(self, whole: Model, chosen: Sequence[Block]) -> dict[str, object]:
+        """Hold the result against the whole model with the branches multiplied by zero.
+
+        Raises:
+            PassFailed: They differ.
+        """
+        types = {block.branch: block.dtype for block in chosen}
+
+        def cut(clone: Model) -> None:
+            remove(clone, chosen)
+
+        # One zero, which broadcasts to any rank.
+        masks = [(block.branch, 0, np.zeros(1)) for block in chosen]
+        claim = Claim(cut, masks, compressed={}, describe=lambda name: (1, types[name]))
+        try:
+            feeds = self._oracle_feeds(whole)
+            verdict = judge(whole, claim, feeds, seed=self.context.seed, pruned=self.model)
+        except (ProviderError, DataError) as error:
+            add_way_out(error)
+            raise
+        if not verdict.passed:
+            raise PassFailed(
+                f"the result differs from the original with its branches set to zero: relative error"
+                f" {verdict.error:.3g} of output {verdict.output!r}, allowed {verdict.tolerance:g}",
+                where="oracle",
+                hint="This is a fault of the analysis: report it with the reproducer, and protect the blocks"
+                " concerned to go on.",
+            )
+        return verdict.record()
+
+    def _oracle_feeds(self, model: Model) -> Sequence[Feeds]:
+        data = self.context.data
+        found = [] if data is None else list(islice(iter(data), _FEEDS))
+        return found or oracle_feeds(model, self.context.dims, self.context.seed, _FEEDS)
+
+
+def _ratio(after: int, before: int) -> float:
+    return after / before if before else 1.0

@@ -1,0 +1,88 @@
+"""What leaving a block out saves: MACs, parameters, or time as measured on the target's provider."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphopt.ir.cost import measure_cost
+from graphopt.passes.depth.blocks import remove
+from graphopt.passes.pruning.timing import saving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from graphopt.ir import Model
+    from graphopt.ir.cost import Cost
+    from graphopt.passes.depth.blocks import Block
+    from graphopt.passes.pruning.timing import Timer
+    from graphopt.runtime.measurements import Measured
+
+
+def without(model: Model, blocks: Sequence[Block]) -> Model:
+    """Return a copy of *model* without *blocks*."""
+    copy = model.clone()
+    remove(copy, blocks)
+    return copy
+
+
+def costs_without(model: Model, blocks: Iterable[Block], dims: Mapping[str, int]) -> dict[str, Cost]:
+    """Return what *model* costs without each of *blocks* alone, by its name."""
+    return {block.name: measure_cost(without(model, [block]), dims) for block in blocks}
+
+
+@dataclass(frozen=True)
+class TimeSavings:
+    """What blocks save of the original's time.
+
+    Attributes:
+        uncut: Time of the whole model as it will be run, over that of the original.
+        saved: What each block saves, by its name, as a share of the original's time.
+        table: What was measured, for the report.
+    """
+
+    uncut: float
+    saved: Mapping[str, float]
+    table: list[dict[str, object]]
+
+
+def time_savings(
+    model: Model, blocks: Sequence[Block], costs: Mapping[str, Cost], timer: Timer
+) -> TimeSavings:
+    """Time *model* without each kind of block; blocks of the same operators and costs are timed together.
+
+    Args:
+        model: The whole model.
+        blocks: Blocks that may go.
+        costs: What the model costs without each.
+        timer: Times candidates as they will be run.
+    """
+    kinds: dict[object, list[Block]] = {}
+    for block in blocks:
+        cost = costs[block.name]
+        operators = frozenset(Counter(node.op_type for node in block.nodes).items())
+        kinds.setdefault((operators, cost.known_macs, cost.parameters), []).append(block)
+    groups = {_label(group): group for group in kinds.values()}
+    # Everything is held against the whole model, so that one is measured with the most care.
+    whole = timer.times({_WHOLE: model.clone()}, whole=True)[_WHOLE]
+    models = {label: without(model, group) for label, group in groups.items()}
+    times: Mapping[str, Measured] = timer.times(models) if models else {}
+    saved = {
+        block.name: saving(whole, times[label]) / len(group)
+        for label, group in groups.items()
+        for block in group
+    }
+    table: list[dict[str, object]] = [
+        {"blocks": [block.name for block in group], "ratio": round(times[label].ratio, 4)}
+        for label, group in groups.items()
+    ]
+    return TimeSavings(whole.ratio, saved, table)
+
+
+def _label(group: Sequence[Block]) -> str:
+    more = f" and {len(group) - 1} like it" if len(group) > 1 else ""
+    return f"without {group[0].name}{more}"
+
+
+_WHOLE = "all blocks"

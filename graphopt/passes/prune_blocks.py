@@ -1,0 +1,107 @@
+"""prune-blocks: leave out whole residual blocks (depth pruning), and fit what stays to make up for them.
+
+Which blocks there are is found from the graph: whatever is added to the stream that it starts from. Those go
+that cost least at the outputs, on data, for what they save: MACs, parameters or measured time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+
+if TYPE_CHECKING:
+    from graphopt.ir import Model
+
+
+class PruneBlocks(Pass):
+    """Remove the residual blocks that the outputs miss least, down to a budget of the whole model."""
+
+    info = PassInfo(
+        name="prune-blocks",
+        summary="Remove residual blocks down to a share of the MACs, parameters or time (depth pruning).",
+        lossy=True,
+    )
+
+    class Options(PassOptions):
+        """How much stays, and what may go."""
+
+        macs_ratio: float | None = Field(
+            default=None,
+            gt=0,
+            le=1,
+            description="MACs that remain, after / before, of the whole graph (a ratio in (0, 1])",
+        )
+        params_ratio: float | None = Field(
+            default=None,
+            gt=0,
+            le=1,
+            description="parameters that remain, after / before, of the whole graph (a ratio in (0, 1])",
+        )
+        time_ratio: float | None = Field(
+            default=None,
+            gt=0,
+            le=1,
+            description="time that remains, after / before, measured on the target's provider (a ratio in"
+            " (0, 1])",
+        )
+        timed_as: str | None = Field(
+            default=None,
+            description="with time_ratio, pipeline that candidates go through before they are timed, as the"
+            " result will later; the time before is without it (a text in quotes)",
+        )
+        count: int | None = Field(default=None, ge=1, description="blocks that go (a number)")
+        blocks: list[str] = Field(
+            default_factory=list,
+            description="patterns (* and ?) of the blocks that go, instead of a search; this needs no data"
+            " (names of the Adds that they end in)",
+        )
+        protect: list[str] = Field(
+            default_factory=list,
+            description="patterns (* and ?) of blocks, nodes or initializers that stay as they are (names)",
+        )
+        best_effort: bool = Field(
+            default=False,
+            description="go as far as there are blocks where the budget cannot be reached, instead of failing"
+            " (true or false)",
+        )
+        recover: Literal["none", "bias", "least-squares"] = Field(
+            default="none",
+            description="what is fitted to data so that what stays makes up for what goes: nothing, biases,"
+            " or weights and biases (none, bias or least-squares)",
+        )
+        ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+            default=1e-3,
+            description="ridge of the solves; auto: for each the one that predicts a quarter of the samples"
+            " best, which is held out (relative to the mean variance of a column)",
+        )
+        rows_per_sample: int = Field(
+            default=64, ge=1, description="positions that recover draws from each sample (a number)"
+        )
+        samples: int | None = Field(
+            default=None, ge=1, description="samples of the data to use, or none for all (a number)"
+        )
+        oracle: bool = Field(
+            default=True,
+            description="run the result against the original with the branches set to zero and fail where"
+            " they differ (true or false)",
+        )
+
+        @model_validator(mode="after")
+        def _one_budget(self) -> Self:
+            budgets = ("macs_ratio", "params_ratio", "time_ratio", "count", "blocks")
+            given = [name for name in budgets if getattr(self, name) not in (None, [])]
+            if len(given) != 1:
+                got = " and ".join(given) or "none of them"
+                raise ValueError(f"expected exactly one of {', '.join(budgets[:-1])} and blocks, got {got}")
+            if self.timed_as is not None and self.time_ratio is None:
+                raise ValueError("timed_as says how time_ratio is measured, and there is none")
+            return self
+
+    def run(self, model: Model, options: Options, context: Context) -> Report:
+        """Find, choose, fit, remove and prove; see the module."""
+        from graphopt.passes.depth.run import Run
+
+        return Run(model, options, context).run()
