@@ -3,7 +3,7 @@
 Counting an element costs more than half of what a convolution net takes to compute it
 (benchmarks/calibrate.py). So once the distribution of a value is known from enough elements, only its tails
 are still counted one by one: they are what percentiles and clipping errors depend on. Of the elements between
-them one in eight is counted and stands for eight.
+them one in eight is counted and stands for eight, another one in each of eight feeds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALL_COUNTED = 1 << 16
 TAIL = 0.001
 """The share of the elements at either end that goes on being counted one by one."""
 
-_SMALL = 1 << 14  # smaller arrays are not worth sampling
+_SMALL = 1 << 15  # of smaller arrays too few would be sampled
 _WAITING = 1 << 16  # codes that are counted together: a table of all buckets has to be cleared for them
 _PART = 1 << 17  # elements looked at together: they and their indices stay in a core's cache
 _STRIDE = 8  # one element of so many is sampled
@@ -75,6 +75,7 @@ class CodeCounter:
         self._tally = _Tally()
         self._sample = _Tally()
         self._others = 0
+        self._turn = 0
         self._inner: _Inner | None = None
 
     def look(self, flat: Floats) -> Look:
@@ -94,13 +95,14 @@ class CodeCounter:
                 codes.append(_codes(part).copy())
             else:
                 codes.append(inner.tails(part, lows[-1]))
-                sample.append(_sampled(part))
+                sample.append(_sampled(part, self._turn))
         others = 0 if inner is None else flat.size - sum(each.size for each in codes)
         return Look(float(np.min(lows)), float(np.max(highs)), codes, sample, others)
 
     def add(self, look: Look) -> None:
         """Count what was found, all of it finite."""
         self._others += look.others
+        self._turn = (self._turn + 1) % _STRIDE
         for tally, found in ((self._tally, look.codes), (self._sample, look.sample)):
             for codes in found:
                 tally.add(codes)
@@ -209,22 +211,23 @@ def added(codes_a: Codes, counts_a: Counts, codes_b: Codes, counts_b: Counts) ->
     return codes, counts
 
 
-def _sampled(part: Floats) -> Codes:
-    """Return the codes of one element in each stride, at a random place.
-
-    Even steps would see some channels or columns more often than others.
-    """
-    places = _places()
+def _sampled(part: Floats, turn: int) -> Codes:
+    """Return the codes of one element in each stride."""
+    places = _places(turn)
     if part.size < _PART:
         places = places[: np.searchsorted(places, 2 * part.size)]
     return part.view(np.uint16).take(places)
 
 
 @functools.cache
-def _places() -> npt.NDArray[np.intp]:
-    """Return which of the halves of a part's elements are sampled, ascending."""
+def _places(turn: int) -> npt.NDArray[np.intp]:
+    """Return which of the halves of a part's elements are sampled, ascending.
+
+    Random places, since even steps would see some channels or columns more often than others; over as many
+    turns as a stride has elements, each element is seen once.
+    """
     chosen = np.random.default_rng(0).integers(0, _STRIDE, _PART // _STRIDE)
-    return 2 * (np.arange(0, _PART, _STRIDE) + chosen) + _HIGH_HALF
+    return 2 * (np.arange(0, _PART, _STRIDE) + (chosen + turn) % _STRIDE) + _HIGH_HALF
 
 
 def _codes(flat: Floats) -> Codes:

@@ -122,6 +122,12 @@ def test_channels_in_the_last_axis_are_all_seen(period: int) -> None:
     assert found.counts == pytest.approx(table([array] * 6)[found.codes], rel=0.2)
 
 
+def test_eight_feeds_see_every_element_once() -> None:
+    # The same numbers, 16 of them, all of them rare, in random places of eight feeds behind the first.
+    values = RNG(5).permutation(np.repeat(np.arange(1, 17, dtype=np.float32), ALL_COUNTED // 8))
+    assert np.array_equal(filled(sketch([values] * 9)), table([values] * 9))
+
+
 def test_a_value_that_drifts_is_counted() -> None:
     arrays = [np.ones(LONG, np.float32), np.full(LONG, 5, np.float32)]
     arrays[1][3] = 1  # the only one that is no tail, and at a place that is not sampled or is: one element
