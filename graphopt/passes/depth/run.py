@@ -11,18 +11,18 @@ from graphopt.api import Report
 from graphopt.errors import DataError, GateFailed, OptionError, PassFailed, ProviderError
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.shapes import infer_shapes
-from graphopt.passes.depth.blocks import bypass, find_blocks, remove
+from graphopt.passes.depth.blocks import find_blocks, remove
+from graphopt.passes.depth.errors import measure_errors
 from graphopt.passes.depth.fit import Recovery, fit_without
 from graphopt.passes.depth.savings import costs_without, time_savings, without
 from graphopt.passes.depth.search import Search
 from graphopt.passes.pruning.inputs import add_way_out, oracle_feeds
 from graphopt.passes.pruning.oracle import Claim, judge
 from graphopt.passes.pruning.timing import Timer
-from graphopt.recover.outputs import Outputs
 from graphopt.recover.solve import RIDGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from graphopt.api import Context
     from graphopt.ir import Model
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from graphopt.passes.prune_blocks import PruneBlocks
     from graphopt.runtime.session import Feeds
 
-_HELD = 4  # of so many samples one is run in the search, the others are fitted
-_MOST_RUN = 64  # samples
-_MOST_FITTED = 128
-_LEAST_SAMPLES = 8
 _FEEDS = 2  # that the oracle runs
 _MOST_REASONS = 20  # named in an error; the report has all
 
@@ -56,7 +52,6 @@ class Run:
         self.skipped: list[tuple[str, str]] = []
         self.steps: list[Step] = []
         self.extra: dict[str, object] = {}
-        self._feeds: list[Feeds] | None = None
 
     def run(self) -> Report:
         """Do everything.
@@ -115,11 +110,11 @@ class Run:
         if not free:
             self._fall_short("no residual block can be left out")
             return []
+        if self.options.count is not None:
+            return self._counted(free, self.options.count)
         costs = costs_without(self.model, free, self.context.dims)
         if self.options.time_ratio is not None:
             return self._timed(free, costs, self.options.time_ratio)
-        if self.options.count is not None:
-            return self._counted(free, self.options.count)
         return self._costed(free, before, costs)
 
     def _counted(self, free: Sequence[Block], count: int) -> list[Block]:
@@ -181,35 +176,10 @@ class Run:
             for block in free
             if savings[block.name] <= 0
         ]
-        search = Search(worth, savings, self._measure())
+        data = self._data("the error of leaving out a block is measured")
+        search = Search(worth, savings, measure_errors(self.model, data, self._recovery()))
         self.steps = search.steps
         return search
-
-    def _measure(self) -> Callable[[Sequence[Block]], float]:
-        """Return what gives the error without some blocks: with what stays fitted, on other samples."""
-        data = self._data("the error of leaving out a block is measured")
-        recovery = self._recovery()
-        if recovery is not None and len(data) < _LEAST_SAMPLES:
-            raise DataError(
-                f"what blocks cost is measured on samples held out, and there are {len(data)} in all;"
-                f" expected {_LEAST_SAMPLES}",
-                where="prune-blocks",
-                hint="Give more samples with --data, or recover=none.",
-            )
-        fitted = [feed for index, feed in enumerate(data) if index % _HELD != _HELD - 1][:_MOST_FITTED]
-        run = (data if recovery is None else data[_HELD - 1 :: _HELD])[:_MOST_RUN]
-        hint = "Give other samples with --data, or name the blocks that are to go with blocks=[...]."
-        outputs = Outputs(self.model, run, where="prune-blocks", hint=hint)
-
-        def error_without(blocks: Sequence[Block]) -> float:
-            if recovery is None:
-                student = self.model.clone()
-                bypass(student, blocks)
-            else:
-                student = fit_without(self.model, blocks, fitted, recovery).student
-            return outputs.error(student)
-
-        return error_without
 
     def _recovery(self) -> Recovery | None:
         options = self.options
@@ -224,18 +194,21 @@ class Run:
             tuple(options.protect),
         )
 
-    def _data(self, purpose: str) -> list[Feeds]:
-        if self._feeds is None:
-            data = self.context.data
-            self._feeds = [] if data is None else list(islice(iter(data), self.options.samples))
-        if not self._feeds:
+    def _data(self, purpose: str) -> Iterable[Feeds]:
+        """Return the feeds to use, which can be iterated again and again.
+
+        Raises:
+            DataError: There are none.
+        """
+        data, samples = self.context.data, self.options.samples
+        if data is None:
             raise DataError(
                 f"{purpose} on data, and there are none",
                 where="prune-blocks",
                 hint="Give unlabelled inputs with --data, or name the blocks that are to go with blocks=[...]"
                 " and recover=none.",
             )
-        return self._feeds
+        return data if samples is None else list(islice(data, samples))
 
     def _fall_short(self, message: str) -> None:
         """Fail with the reasons, unless going as far as possible is what was asked for."""
