@@ -94,7 +94,7 @@ FIRST = "functional_1/activation/Relu;functional_1/dense/BiasAdd"
 LIMITS = {"auc_drop": 0.005, "speedup": 1.5}
 
 
-def ranked(first: int, last: int) -> str:
+def ranked(first: int, last: int, more: str = "") -> str:
     """Return the pipeline that gives the first and the last layer of the autoencoder these ranks.
 
     They hold 62 % of the MACs; those between lose more of the metric for each MAC that they save.
@@ -102,7 +102,9 @@ def ranked(first: int, last: int) -> str:
     steps = []
     for name, rank in ((FIRST, first), ("Identity", last)):
         others = ",".join(f'"{each}"' for each in (FIRST, *DENSE) if each != name)
-        steps.append(f"factorize-lowrank{{rank={rank},round_to=8,min_gain=1,recover=bias,keep=[{others}]}}")
+        steps.append(
+            f"factorize-lowrank{{rank={rank},round_to=8,min_gain=1,recover=bias,keep=[{others}]{more}}}"
+        )
     return ",".join(steps)
 
 
@@ -111,6 +113,8 @@ ANOMALY = {
     "automatic, macs_ratio=0.5": f"{HALF}}}",
     "automatic, macs_ratio=0.5, biases": f"{HALF},recover=bias}}",
     "ranks 32 and 48": ranked(32, 48),
+    "ranks 32 and 48, widened": ranked(32, 48, ",widen=1"),
+    "ranks 32 and 48, widened, by the outputs": ranked(32, 48, ",sensitivity=output,widen=1"),
     "ranks 40 and 56": ranked(40, 56),
     "ranks 48 and 56": ranked(48, 56),
 }

@@ -132,6 +132,9 @@ def main() -> int:
     parser.add_argument("--no-time", action="store_true")
     arguments = parser.parse_args()
     tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
+    kept: list[dict[str, Any]] = []
+    if arguments.json and arguments.json.exists():
+        kept = json.loads(arguments.json.read_text())
     rows, known = [], {}
     for name in arguments.cases or CASES:
         row = run_case(name, tasks, timed=not arguments.no_time, known=known)
@@ -143,8 +146,11 @@ def main() -> int:
             f"{row.seconds:.1f} s | {'ok' if row.passed else 'MISSED'}",
             flush=True,
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        if arguments.json:
+            # Cases that did not run this time stay as they were; the file has the order of CASES.
+            found = {each["case"]: each for each in kept} | {each.case: asdict(each) for each in rows}
+            ordered = [found[case] for case in CASES if case in found]
+            arguments.json.write_text(json.dumps(ordered, indent=1) + "\n")
     return int(not all(row.passed for row in rows))
 
 

@@ -8,15 +8,17 @@ fitted to what the original puts out there, on what the model computes with all 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
+
+_GOALS = ("macs_ratio", "params_ratio", "energy", "rank", "weight_ratio")
 
 
 class FactorizeLowrank(Pass):
@@ -93,6 +95,18 @@ class FactorizeLowrank(Pass):
             default=True,
             description="cut in the space of the outputs on the data, where there are any (true or false)",
         )
+        sensitivity: Literal["local", "output"] = Field(
+            default="local",
+            description="what a loss is: the share of each weight's output (local), or what it does to the "
+            "outputs of the model, measured on samples (output); local or output",
+        )
+        widen: float = Field(
+            default=0.0,
+            ge=0.0,
+            le=4.0,
+            description="cut by samples that are moved by this much of what another one differs from the "
+            "mean; with recover=none or bias (a factor, 0 for the samples as they are)",
+        )
         compensate: bool = Field(
             default=True,
             description="fit each weight to make up for what those before it lost (true or false)",
@@ -119,6 +133,20 @@ class FactorizeLowrank(Pass):
         best_effort: bool = Field(
             default=False, description="accept a budget that is met only in part (true or false)"
         )
+
+        @model_validator(mode="after")
+        def _fit_together(self) -> Self:
+            goals = [name for name in _GOALS if getattr(self, name) is not None]
+            if len(goals) > 1:
+                raise ValueError(f"{goals[0]} and {goals[1]} cannot both say how far to go; give one of them")
+            if self.widen and self.recover == "least-squares":
+                raise ValueError(
+                    "widen is not for recover=least-squares, which fits to the samples as they are; "
+                    "set recover=bias or recover=none"
+                )
+            if not self.forms:
+                raise ValueError("forms is empty: name one at least")
+            return self
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the second moments of what each candidate reads, where it is to be whitened."""

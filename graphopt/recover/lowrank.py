@@ -2,8 +2,9 @@
 
 Without data the best rank-r form keeps the largest singular values of the weight. With data it keeps the
 largest of ``W L``, where ``L L^T`` is the covariance of the rows: W is projected onto the principal
-directions of its *outputs*, which is optimal for the outputs (reduced rank regression, Izenman 1975). At full
-rank both are exact.
+directions of its *outputs*, which is optimal for the outputs (reduced rank regression, Izenman 1975). With a
+metric M of those outputs it is ``M^(1/2) W L`` that is cut: errors count by what they do further on (the
+weighted form of the same theorem). At full rank all are exact.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ WHITENING_RIDGE = 1e-4
 EXACT_LIMIT = 1024
 """Smaller side of a matrix up to which all singular values are computed."""
 
+_METRIC_FLOOR = 1e-6
+"""Least eigenvalue of a metric, over its largest one: no direction of the outputs counts for nothing."""
+
 _OVERSAMPLING = 16
 _POWER_ITERATIONS = 3
 
@@ -33,7 +37,7 @@ class Spectrum:
     """A weight taken apart, ready to be cut at any rank up to ``len(values)``.
 
     Attributes:
-        outer: [m, r] orthonormal directions of the outputs.
+        outer: [m, r] directions of the outputs, orthonormal in the metric.
         inner: [r, d]; the weight is ``outer @ inner`` where all ranks are kept.
         values: [r] singular values, falling; the loss of a cut is the sum of the squares behind it.
         total: Sum of all squares, also of those that were not computed.
@@ -70,6 +74,7 @@ def decompose(
     weight: Matrix,
     covariance: Matrix | None = None,
     *,
+    metric: Matrix | None = None,
     count: int = 0,
     stage: str = "",
     ridge: float = WHITENING_RIDGE,
@@ -81,6 +86,7 @@ def decompose(
     Args:
         weight: [m, d], finite.
         covariance: [d, d] of the rows that it is multiplied with; without it all directions count the same.
+        metric: [m, m] of the outputs, positive semi-definite; without it all of them count the same.
         count: Rows that the covariance was measured on.
         stage: How notes name the place.
         ridge: Relative ridge on the covariance.
@@ -97,14 +103,29 @@ def decompose(
         regular = regularise(covariance, max(count, 1), ridge, stage)
         notes = regular.notes
         whitener = np.linalg.cholesky(regular.matrix)
-    seen = weight if whitener is None else weight @ whitener
+    root, inverse = (None, None) if metric is None else _roots(metric)
+    weighed = weight if root is None else root @ weight
+    seen = weighed if whitener is None else weighed @ whitener
     smaller = min(seen.shape)
     wanted = smaller if largest_rank is None else min(largest_rank, smaller)
     if smaller > EXACT_LIMIT and wanted + _OVERSAMPLING < smaller // 2:
         outer, values = _randomised(seen, wanted, seed)
     else:
         outer, values = _left_singular(seen)
-    return Spectrum(outer, outer.T @ weight, values, float(np.sum(seen * seen)), notes)
+    inner = outer.T @ weighed
+    if inverse is not None:
+        outer = inverse @ outer
+    return Spectrum(outer, inner, values, float(np.sum(seen * seen)), notes)
+
+
+def _roots(metric: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the square root of *metric* and its inverse."""
+    values, vectors = np.linalg.eigh((metric + metric.T) / 2)
+    largest = float(values[-1])
+    if not largest > 0.0:  # no output depends on it
+        return np.eye(len(metric)), np.eye(len(metric))
+    roots = np.sqrt(np.maximum(values, _METRIC_FLOOR * largest))
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
 def _left_singular(matrix: Matrix) -> tuple[Matrix, Matrix]:

@@ -11,7 +11,7 @@ from graphopt.ir.rewrite import is_op
 from graphopt.recover.segments import Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     import onnx_ir as oir
@@ -36,16 +36,20 @@ class Outputs:
 
     Raises:
         DataError: No output varies, or the model cannot run on the feeds.
+
+    Attributes:
+        names: Names of what is looked at, one an output.
+        scales: Sum of squares of each about its mean, over all feeds.
     """
 
     def __init__(self, model: Model, feeds: Sequence[Feeds], *, where: str, hint: str) -> None:
         names = list(dict.fromkeys(_peeled(value).name or "" for value in model.graph.outputs))
-        self._names = names
+        self.names = names
         self._feeds = feeds
         self._inputs = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
         self._wanted = self._run(model)
-        self._scales = [_variance([sample[index] for sample in self._wanted]) for index in range(len(names))]
-        if not any(self._scales):
+        self.scales = [_variance([sample[index] for sample in self._wanted]) for index in range(len(names))]
+        if not any(self.scales):
             raise DataError(
                 "no output varies over the samples, so nothing can be measured there",
                 where=where,
@@ -54,19 +58,23 @@ class Outputs:
 
     def error(self, model: Model) -> float:
         """Return the squared error of *model* over the variance of each output, summed over the outputs."""
-        totals = [0.0] * len(self._names)
+        totals = [0.0] * len(self.names)
         for wanted, found in zip(self._wanted, self._run(model), strict=True):
             for index, (one, two) in enumerate(zip(wanted, found, strict=True)):
                 totals[index] += float(np.sum((one - two) ** 2)) if one.shape == two.shape else 0.0
-        return sum(total / scale for total, scale in zip(totals, self._scales, strict=True) if scale)
+        return sum(total / scale for total, scale in zip(totals, self.scales, strict=True) if scale)
 
     def _run(self, model: Model) -> list[list[npt.NDArray[Any]]]:
-        segment = Segment(model, self._inputs, self._names, {})
+        segment = Segment(model, self._inputs, self.names, {})
         found = []
         for feed in self._feeds:
             values = segment.run({name: np.asarray(value) for name, value in feed.items()})
-            found.append([_numbers(values[name]) for name in self._names])
+            found.append(self.numbers(values))
         return found
+
+    def numbers(self, values: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Return what is looked at among *values* as float64; nothing for indices, which have no distance."""
+        return [_numbers(values[name]) for name in self.names]
 
 
 def _numbers(value: npt.NDArray[Any]) -> npt.NDArray[Any]:

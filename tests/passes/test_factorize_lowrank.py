@@ -9,10 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.errors import GateFailed, OptionError
+from graphopt.errors import DataError, GateFailed, OptionError
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.lower import lower
 from graphopt.passes.factorize_lowrank import FactorizeLowrank
+from graphopt.pipeline.options import build_options
 from graphopt.runtime.measurements import Measured
 from tests.passes.harness import (
     apply,
@@ -243,9 +244,70 @@ def test_an_impossible_budget_is_an_error_unless_best_effort() -> None:
     assert "0.001 was asked for" in report.extra["warnings"][-1]  # type: ignore[index]
 
 
-def test_two_goals_are_one_too_many() -> None:
-    with pytest.raises(OptionError, match="macs_ratio and rank"):
-        apply(PASS, chain(), macs_ratio=0.5, rank=3)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs_ratio": 0.5, "rank": 3}, "macs_ratio and rank"),
+        ({"widen": 1.0}, "widen is not for recover=least-squares"),
+        ({"forms": []}, "forms is empty"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_the_plan(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        build_options(PASS.Options, options)
+
+
+def blind_chain() -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
+    """Two products; the second reads one half of what the first computes, the one that varies less."""
+    generator = np.random.default_rng(5)
+    strong, weak = generator.normal(size=(2, 24, 8))
+    second = np.concatenate([np.zeros((8, 6)), generator.normal(size=(8, 6))])
+    nodes = [
+        helper.make_node("Gemm", ["x", "a"], ["h"], name="first"),
+        helper.make_node("Gemm", ["h", "b"], ["y"], name="second"),
+    ]
+    weights = {
+        "a": np.concatenate([5 * strong, weak], axis=1).astype(np.float32),
+        "b": second.astype(np.float32),
+    }
+    return model_of(nodes, weights, ["n", 24]), feeds_for((4, 24))
+
+
+@pytest.mark.parametrize("recover", ["none", "least-squares"])
+def test_sensitivity_of_the_outputs_keeps_what_is_read_further_on(recover: str) -> None:
+    model, feeds = blind_chain()
+    options: dict[str, Any] = {"rank": 6, "recover": recover, "keep": ("second",), **LOOSE}
+    local, _ = apply(PASS, model, data=feeds, **options)
+    told, report = apply(PASS, model, data=feeds, sensitivity="output", **options)
+    assert report.counts["thin"] == 1
+    # Six directions are all that the second product can tell apart.
+    assert error_of(model, told, feeds) < 1e-6
+    assert error_of(model, local, feeds) > 1e-3
+
+
+def test_sensitivity_of_the_outputs_needs_data() -> None:
+    with pytest.raises(DataError, match="there are no data"):
+        apply(PASS, blind_chain()[0], sensitivity="output", rank=6)
+
+
+def test_widened_samples_keep_the_means_of_the_samples() -> None:
+    model, feeds = gemm(), feeds_for((6, 30), count=40)
+    thin, _ = apply(PASS, model, data=feeds, rank=3, widen=1.0, recover="bias", **LOOSE)
+    plain, _ = apply(PASS, model, data=feeds, rank=3, recover="bias", **LOOSE)
+    whole, wide, narrow = (
+        np.concatenate([run_feeds(session_for(one), feed)["y"] for feed in feeds])
+        for one in (model, thin, plain)
+    )
+    np.testing.assert_allclose(wide.mean(axis=0), whole.mean(axis=0), atol=1e-4)
+    assert not np.allclose(wide, narrow, atol=1e-4)
+
+
+def test_indices_cannot_be_widened() -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=1), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    weight = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    model = model_of(nodes, {"w": weight}, ["n", 8], kind=TensorProto.INT64)
+    with pytest.raises(OptionError, match="input 'x' holds INT64"):
+        apply(PASS, model, widen=1.0, recover="bias", rank=2)
 
 
 def test_the_clock_decides_where_it_is_asked() -> None:

@@ -101,6 +101,7 @@ def compensated(
     whiten: bool,
     refit_others: bool,
     keep: Sequence[str] = (),
+    metrics: Mapping[str, Matrix] | None = None,
 ) -> Fit:
     """Walk the model and fit each stage so that it makes up for what those before have lost.
 
@@ -113,6 +114,7 @@ def compensated(
         whiten: Cut in the space of the outputs.
         refit_others: Whether the weights that stay whole are fitted too.
         keep: Patterns of names of nodes that stay as they are.
+        metrics: What errors cost, by output of the operator; see Splitter.
     """
     fit = Fit()
     chosen = {c.linear.node: (c, way) for c, way in zip(candidates, ways, strict=True) if way is not None}
@@ -132,7 +134,14 @@ def compensated(
             candidate, way = chosen[node]
             seen = moments[0] if free else moments[0].uncentred(bias)
             factors, solution = _cut(
-                seen, candidate, way, ridge, weight, bias if free else 0 * bias, whiten=whiten
+                seen,
+                candidate,
+                way,
+                ridge,
+                weight,
+                bias if free else 0 * bias,
+                whiten=whiten,
+                metric=(metrics or {}).get(linear.output),
             )
         else:
             solution = solve_groups(moments, weight, bias, stage=linear.where, ridge=ridge, free_bias=free)
@@ -161,13 +170,16 @@ def _cut(
     bias: Matrix,
     *,
     whiten: bool,
+    metric: Matrix | None,
 ) -> tuple[Factors, Solution]:
     """Solve for the whole weight, cut it, and fit the last factor to what the others let through."""
     where = candidate.linear.where
     solution = solve(moments, weight, bias, stage=where, ridge=ridge)
     usable = moments.is_finite and moments.count > 0
     covariance = moments.covariance if usable and whiten else None
-    splitter = Splitter(solution.weight, candidate.geometry, covariance, count=moments.count, stage=where)
+    splitter = Splitter(
+        solution.weight, candidate.geometry, covariance, metric=metric, count=moments.count, stage=where
+    )
     factors = splitter.cut(way.form, way.ranks)
     notes = (*solution.notes, *splitter.notes)
     if not usable:

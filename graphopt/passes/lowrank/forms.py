@@ -148,6 +148,8 @@ class Splitter:
         weight: [m, d].
         geometry: Its shape.
         covariance: [d, d] of the rows; None where there are no data.
+        metric: [m, m] of what errors of the outputs cost, None for the same for all. With it losses are in
+            the unit of the metric, without it shares of the energy of the outputs.
         count: Rows that it was measured on.
         stage: How notes name the place.
         seed: For the randomised decomposition of large weights.
@@ -159,6 +161,7 @@ class Splitter:
         geometry: Geometry,
         covariance: Matrix | None = None,
         *,
+        metric: Matrix | None = None,
         count: int = 0,
         stage: str = "",
         seed: int = 0,
@@ -170,6 +173,7 @@ class Splitter:
             self.notes.append(f"{stage}: activations are not finite; plain SVD instead")
             covariance = None
         self.covariance = covariance
+        self.metric = metric
         self._count = count
         self._stage = stage
         self._seed = seed
@@ -187,14 +191,18 @@ class Splitter:
         return self._cut_tucker(*ranks)
 
     def loss(self, form: Form, ranks: tuple[int, ...]) -> float:
-        """Return the share of the output's energy that the form loses."""
+        """Return the share of the output's energy that the form loses, or what the metric makes of it."""
         if form == "thin":
-            return self.spectrum().loss(ranks[0])
+            spectrum = self.spectrum()
+            return spectrum.loss(ranks[0]) * (1.0 if self.metric is None else spectrum.total)
         return self.error(self.cut(form, ranks).product)
 
     def error(self, product: Matrix) -> float:
-        """Return what is lost where *product* stands in for the weight, over the energy of the outputs."""
+        """Return what is lost where *product* stands in for the weight; see :meth:`loss`."""
         change = product - self.weight
+        if self.metric is not None:
+            seen = change if self.covariance is None else change @ self.covariance
+            return max(float(np.einsum("md,md->", self.metric @ change, seen)), 0.0)
         if self.covariance is None:
             error, scale = float(np.sum(change**2)), float(np.sum(self.weight**2))
         else:
@@ -206,7 +214,12 @@ class Splitter:
         """Return the weight as a matrix, taken apart."""
         if self._thin is None:
             self._thin = decompose(
-                self.weight, self.covariance, count=self._count, stage=self._stage, seed=self._seed
+                self.weight,
+                self.covariance,
+                metric=self.metric,
+                count=self._count,
+                stage=self._stage,
+                seed=self._seed,
             )
             self.notes += self._thin.notes
         return self._thin

@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.api import Report
+from graphopt.calibrate.collection import collect
 from graphopt.calibrate.needs import Needs
-from graphopt.errors import GateFailed, OptionError
+from graphopt.calibrate.widen import widened
+from graphopt.errors import DataError, GateFailed, OptionError
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.lowrank import candidates as pool
 from graphopt.passes.lowrank import choose, embedding, fit, measured, rewrite
 from graphopt.passes.lowrank.forms import Splitter
+from graphopt.recover.response import Response
 from graphopt.recover.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from graphopt.api import Context
+    from graphopt.calibrate.moments import Gram
+    from graphopt.calibrate.needs import Rows
     from graphopt.ir.model import Model
     from graphopt.passes.lowrank.choose import Chosen
     from graphopt.recover.moments import Matrix
@@ -42,17 +47,6 @@ class Run:
         self.model = model
         self.options = options
         self.context = context
-        goals = [
-            name
-            for name in ("macs_ratio", "params_ratio", "energy", "rank", "weight_ratio")
-            if getattr(options, name) is not None
-        ]
-        if len(goals) > 1:
-            raise OptionError(
-                f"{goals[0]} and {goals[1]} cannot both say how far to go",
-                where="factorize-lowrank",
-                hint="Give one of them",
-            )
         rules = context.target.low_rank
         of_parameters = options.params_ratio is not None
         round_to = options.round_to if options.round_to != "auto" else (rules.round_to if rules else 1)
@@ -71,9 +65,24 @@ class Run:
         )
         self.min_gain = gain
         self.shapes = infer_shapes(model)
+        if options.widen:
+            self._check_inputs()
         self.numbers = infer_shapes(model, context.dims, unbound=1)
         self.candidates, self.skipped = pool.find(model, self.shapes, self.rules, self.numbers)
         self.notes: list[str] = []
+        self.metrics: dict[str, Matrix] = {}
+        self.wide: list[Feeds] = []
+
+    def _check_inputs(self) -> None:
+        for value in self.model.graph.inputs:
+            dtype = self.shapes.dtype(value)
+            if not value.is_initializer() and (dtype is None or not dtype.is_floating_point()):
+                raise OptionError(
+                    f"widen moves samples by what others differ from the mean, and input {value.name!r} "
+                    f"holds {'values of unknown type' if dtype is None else dtype.name}",
+                    where="factorize-lowrank",
+                    hint="Set widen=0",
+                )
 
     def needs(self) -> Needs:
         """Return the second moments of the rows of all candidates."""
@@ -84,6 +93,10 @@ class Run:
     def run(self, feeds: Iterable[Feeds] | None) -> Report:
         """Do everything."""
         before = measure_cost(self.model, self.context.dims)
+        samples = list(feeds) if feeds is not None and self._reads_samples else []
+        if self.options.widen and samples:
+            self.wide = list(widened(samples, self.options.widen, self.context.seed))
+        self.metrics = self._metrics(self.wide or samples, before.known_macs)
         splitters, means = self._take_apart()
         chosen = self._choose(splitters, before.known_macs, before.parameters)
         if self.options.gain == "measured":
@@ -141,10 +154,40 @@ class Run:
             extra["warnings"] = notes
         return Report(changed, {k: v for k, v in counts.items() if v}, tuple(self.skipped), extra)
 
+    @property
+    def _reads_samples(self) -> bool:
+        return bool(self.options.widen) or self.options.sensitivity == "output"
+
+    def _metrics(self, samples: list[Feeds], macs: int) -> dict[str, Matrix]:
+        """Return what errors of each candidate do to the outputs; those that cannot be asked are left out."""
+        if self.options.sensitivity != "output":
+            return {}
+        if not samples:
+            raise DataError(
+                "sensitivity=output measures what errors do to the outputs, and there are no data",
+                where="factorize-lowrank",
+                hint="Give samples with --data, or sensitivity=local.",
+            )
+        walked = set(self.model.graph)
+        inside = [each for each in self.candidates if each.linear.node not in walked]
+        reason = "it is inside a body, whose errors cannot be followed to the outputs"
+        self.skipped += [(each.linear.where, reason) for each in inside]
+        self.candidates = [each for each in self.candidates if each.linear.node in walked]
+        response = Response(
+            self.model,
+            self.shapes,
+            samples,
+            macs=macs,
+            seed=self.context.seed,
+            where="factorize-lowrank",
+            hint="Give other samples with --data, or sensitivity=local.",
+        )
+        return {each.linear.output: response.metric(each.linear) for each in self.candidates}
+
     def _take_apart(self) -> tuple[list[Splitter], dict[str, Matrix]]:
         """Return the weight of each candidate taken apart, and the mean of its rows where it is known."""
         needs = self.needs()
-        grams = {}
+        grams: Mapping[Rows, Gram] = {}
         if needs and self.context.has_statistics(needs):
             statistics = self.context.statistics(needs)
             grams = statistics.grams
@@ -153,24 +196,29 @@ class Run:
                     self.notes.append(f"value {name!r}: no second moments: {reason}")
         elif needs:
             self.notes.append("there are no data: plain SVD, and nothing is fitted")
+        wide = grams
+        if needs and self.wide:
+            wide = collect(self.model, self.wide, needs, seed=self.context.seed).grams
         splitters = []
         means: dict[str, Matrix] = {}
         for candidate in self.candidates:
             linear = candidate.linear
             gram = grams.get(linear.rows)
             covariance = None
-            if gram is not None:
+            spread = wide.get(linear.rows, gram)
+            if gram is not None and spread is not None:
                 # A bias takes the mean of what is lost; where there is none, it counts.
-                covariance = gram.covariance if fit.may_have_bias(linear) else gram.second_moment
+                covariance = spread.covariance if fit.may_have_bias(linear) else spread.second_moment
                 if self.options.recover != "none":
                     means[linear.output] = gram.mean
                 elif fit.may_have_bias(linear):
-                    covariance = gram.second_moment
+                    covariance = spread.second_moment
             splitters.append(
                 Splitter(
                     linear.weight(),
                     candidate.geometry,
                     covariance if self.options.whiten else None,
+                    metric=self.metrics.get(linear.output),
                     count=0 if gram is None else gram.count,
                     stage=linear.where,
                     seed=self.context.seed,
@@ -214,6 +262,7 @@ class Run:
                 whiten=options.whiten,
                 refit_others=options.refit == "all" and options.compensate,
                 keep=options.keep,
+                metrics=self.metrics,
             )
             fitted = {one.linear.node for one in done.fitted}
             # What stands in bodies cannot be walked: it is cut by itself.
