@@ -25,7 +25,7 @@ import onnxruntime as ort
 import graphopt
 from tests.corpora import asset_tasks
 
-CLEAN = ",canonicalize,fold-constants,deduplicate,eliminate-dead"
+CLEAN = ",canonicalize,fold-constants,deduplicate,eliminate-dead{traces=true}"
 
 
 @dataclass(frozen=True)

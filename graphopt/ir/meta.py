@@ -41,6 +41,10 @@ EXTERNAL_ENTRIES = "graphopt.external_entries"
 DOMAIN_AS_READ = "graphopt.domain_as_read"
 """Node: ``ai.onnx`` where the file spells the default domain so; onnx-ir makes it the empty string."""
 
+EXPORTER_TRACES = ("pkg.torch.*", "pkg.onnxscript.*", "namespace")
+"""Patterns of the metadata in which exporters say where in somebody's source a thing comes from: stack
+traces, scopes and rewrite notes, written on every node by torch/onnx/_internal/exporter/_core.py."""
+
 
 def peek_meta(thing: Any) -> Mapping[str, Any]:  # noqa: ANN401 - model, graph, node, value, attribute or tensor
     """Return the meta store of *thing*, or an empty mapping where it has none yet."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from graphopt.api import Pass, PassInfo, PassOptions, Report
 from graphopt.ir import rewrite, semantics
+from graphopt.ir.meta import EXPORTER_TRACES, peek_props
 from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.cleanup.bodies import shrink
 from graphopt.passes.cleanup.facts import Facts
@@ -38,16 +42,23 @@ class EliminateDead(Pass):
     )
 
     class Options(PassOptions):
-        """eliminate-dead has no options."""
+        """What else goes."""
+
+        traces: bool = Field(
+            default=False,
+            description="metadata in which exporters say where in their source a thing comes from goes too "
+            "(pkg.torch.*, pkg.onnxscript.* and namespace; true or false)",
+        )
 
     def run(self, model: Model, options: Options, context: Context) -> Report:
         """Sweep every graph once, from its last node to its first."""
-        del options
         sweep = _Sweep(model, Facts(model, context))
         sweep.graph(model.graph)
         sweep.functions()
         for graph in model.graphs():
             sweep.initializers(graph)
+        if options.traces:
+            sweep.traces()
         counts = {key: count for key, count in sorted(sweep.counts.items()) if count}
         return Report(changed=bool(counts), counts=counts, skipped=tuple(sweep.skipped))
 
@@ -114,6 +125,26 @@ class _Sweep:
             else:
                 del graph.initializers[name]
                 self.counts["initializers_removed"] += 1
+
+    def traces(self) -> None:
+        """Remove what exporters tell of their source, from the model down to values."""
+        self._untrace(self.model.store)
+        for graph in self.model.graphs():
+            self._untrace(graph)
+            for value in (*graph.inputs, *graph.initializers.values()):
+                self._untrace(value)
+            for node in graph:
+                self._untrace(node)
+                for value in node.outputs:
+                    self._untrace(value)
+
+    def _untrace(self, thing: oir.Model | oir.Graph | oir.Node | oir.Value) -> None:
+        keys = [
+            key for key in peek_props(thing) if any(fnmatchcase(key, pattern) for pattern in EXPORTER_TRACES)
+        ]
+        for key in keys:
+            del thing.metadata_props[key]
+        self.counts["traces_removed"] += len(keys)
 
     def _names_in_annotations(self) -> frozenset[str]:
         if self._annotated is None:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import VerifyError
+from graphopt.ir.meta import peek_props
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +49,8 @@ def ledger(model: Model, file_bytes: int) -> dict[str, Any]:
         file_bytes: Bytes of its file and external data; 0 for a model that is not written.
 
     Returns:
-        ``weights`` and ``graph`` (all else), ``by_dtype``, ``by_initializer`` (the largest, each with its
+        ``weights`` and ``graph`` (all else), ``metadata`` (the text of it: docs, and metadata such as the
+        traces of exporters), ``by_dtype``, ``by_initializer`` (the largest, each with its
         dtype, dims and bytes), ``others`` (bytes of those not listed) and ``dead`` (what nothing reads).
     """
     by_dtype: Counter[str] = Counter()
@@ -66,6 +68,7 @@ def ledger(model: Model, file_bytes: int) -> dict[str, Any]:
     return {
         "weights": total,
         "graph": max(file_bytes - total, 0),
+        "metadata": _text_bytes(model),
         "by_dtype": dict(sorted(by_dtype.items(), key=lambda item: (-item[1], item[0]))),
         "by_initializer": [
             {"name": name, "dtype": dtype, "dims": dims, "bytes": size}
@@ -74,6 +77,26 @@ def ledger(model: Model, file_bytes: int) -> dict[str, Any]:
         "others": sum(item[0] for item in listed[_LISTED:]),
         "dead": [{"name": name, "bytes": size} for name, size in dead(model).items()],
     }
+
+
+def _text_bytes(model: Model) -> int:
+    """Return the bytes of docs and metadata of the model, its graphs, nodes and values."""
+
+    def things() -> Iterator[oir.Model | oir.Graph | oir.Node | oir.Value]:
+        yield model.store
+        for graph in model.graphs():
+            yield graph
+            yield from graph.inputs
+            yield from (value for value in graph.initializers.values() if not value.is_graph_input())
+            for node in graph:
+                yield node
+                yield from node.outputs
+
+    total = 0
+    for thing in things():
+        total += len((thing.doc_string or "").encode())
+        total += sum(len(key.encode()) + len(text.encode()) for key, text in peek_props(thing).items())
+    return total
 
 
 def dead(model: Model) -> dict[str, int]:

@@ -180,3 +180,19 @@ def test_captured_values_are_released_from_the_inside_out() -> None:
     assert sorted(op_types(after)) == ["Exp", "If", "If", "Neg", "Relu"]
     for seed in range(3):
         assert_same_function(before, after, seed=seed)
+
+
+def test_traces_of_exporters_go_where_that_is_asked_for() -> None:
+    model = parse(f"{HEADER} g (float[2] x) => (float[2] y) {{ a = Relu (x) y = Exp (a) }}")
+    traces = {"pkg.torch.onnx.stack_trace": "File model.py", "namespace": ": Net/fc: Linear"}
+    for thing in (model.graph.node[0], model.graph.node[1], model.graph.input[0], model.graph):
+        for key, text in {**traces, "author": "me"}.items():
+            thing.metadata_props.add(key=key, value=text)
+    kept, report = apply(EliminateDead(), model)
+    assert not report.changed
+    assert len(emit(kept).graph.node[0].metadata_props) == 3
+    bare, report = apply(EliminateDead(), model, traces=True)
+    assert report.counts == {"traces_removed": 8}
+    proto = emit(bare)
+    for thing in (*proto.graph.node, proto.graph.input[0], proto.graph):
+        assert [(each.key, each.value) for each in thing.metadata_props] == [("author", "me")]

@@ -55,6 +55,15 @@ def test_the_ledger_of_a_run(tmp_path: Path) -> None:
     }
 
 
+def test_text_is_counted_apart() -> None:
+    proto = model()
+    assert ledger.ledger(lower(proto), 1000)["metadata"] == 0
+    proto.doc_string = "12345"
+    proto.graph.node[0].metadata_props.add(key="k\u00e9y", value="1234")  # 4 bytes in UTF-8, and 4
+    proto.graph.input[0].metadata_props.add(key="ab", value="c")
+    assert ledger.ledger(lower(proto), 1000)["metadata"] == 5 + 8 + 3
+
+
 def test_initializers_that_nothing_reads() -> None:
     spare = lower(model(spare=True))
     assert ledger.dead(spare) == {"spare": 4000}

@@ -11,16 +11,13 @@ import onnx_ir as oir
 from pydantic import Field
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
-from graphopt.ir.meta import peek_props
+from graphopt.ir.meta import EXPORTER_TRACES, peek_props
 from graphopt_strip_metadata.paths import machine_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from graphopt.ir import Model
-
-# Written by the dynamo exporter on every node (torch/onnx/_internal/exporter/_core.py).
-_TRACE_KEYS = ("pkg.torch.*", "namespace", "pkg.onnxscript.*")
 
 
 class StripMetadata(Pass):
@@ -142,7 +139,7 @@ class _Stripper:
         """Return the keys of *props* that go; note those that a pattern keeps."""
         gone = []
         for key, text in props.items():
-            if self.options.only_traces and not _matches(key, _TRACE_KEYS) and not machine_paths(text):
+            if self.options.only_traces and not _matches(key, EXPORTER_TRACES) and not machine_paths(text):
                 continue
             pattern = next((p for p in self.options.keep if fnmatchcase(key, p)), None)
             if pattern is None:
