@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HELD = 4  # one sample of so many is run, the others are fitted
 _MOST_RUN = 64  # samples
 _MOST_FITTED = 128
-_MOST_ROWS = 32  # of each; the order of the blocks needs less than the weights in the end
+_MOST_ROWS = 4096  # of all; the order of the blocks needs less than the weights in the end
 _LEAST_SAMPLES = 8
 
 
@@ -57,9 +57,9 @@ def measure_errors(
             where="prune-blocks",
             hint="Give more samples with --data, or recover=none.",
         )
-    rows = min(recovery.rows_per_sample, _MOST_ROWS)
-    recovery_here = replace(recovery, rows_per_sample=rows)
     fitted = [feed for index, feed in enumerate(feeds) if index % _HELD != _HELD - 1][:_MOST_FITTED]
+    rows = min(recovery.rows_per_sample, -(-_MOST_ROWS // len(fitted)))
+    recovery_here = replace(recovery, rows_per_sample=rows)
     held = Outputs(model, feeds[_HELD - 1 :: _HELD], where="prune-blocks", hint=hint)
 
     def error_fitted(blocks: Sequence[Block]) -> float:

@@ -63,8 +63,7 @@ class Run:
             PassFailed: The oracle found a difference.
         """
         before = measure_cost(self.model, self.context.dims)
-        self.shapes = infer_shapes(self.model)
-        blocks, self.skipped = find_blocks(self.model, self.shapes)
+        blocks, self.skipped = find_blocks(self.model, infer_shapes(self.model))
         free = self._free(blocks)
         chosen = self._named(blocks, free) if self.options.blocks else self._searched(free, before)
         chosen = [block for block in blocks if block in chosen]  # in graph order
@@ -148,11 +147,15 @@ class Run:
         search = self._search(free, known.saved)
         tried: list[dict[str, float]] = []
         expected = got = known.uncut
-        wanted = limit
-        while got > limit and search.step():
-            expected -= known.saved[search.chosen[-1].name]
-            if expected > wanted:
-                continue
+        wanted, timed = limit, 0
+        while got > limit:
+            if search.step():
+                expected -= known.saved[search.steps[-1].block.name]
+                if expected > wanted:
+                    continue
+            elif timed == len(search.steps):
+                break
+            timed = len(search.steps)
             label = f"attempt {len(tried) + 1}"
             got = timer.times({label: without(self.model, search.chosen)}, whole=True)[label].ratio
             tried.append({"expected": round(expected, 4), "measured": round(got, 4)})
