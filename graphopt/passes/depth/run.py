@@ -14,7 +14,7 @@ from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.depth.blocks import find_blocks, remove
 from graphopt.passes.depth.errors import measure_errors
 from graphopt.passes.depth.fit import Recovery, fit_without
-from graphopt.passes.depth.savings import costs_without, time_savings, without
+from graphopt.passes.depth.savings import costs_without, kinds_of, time_savings, without
 from graphopt.passes.depth.search import Search
 from graphopt.passes.pruning.inputs import add_way_out, oracle_feeds
 from graphopt.passes.pruning.oracle import Claim, judge
@@ -50,6 +50,7 @@ class Run:
         self.options = options
         self.context = context
         self.skipped: list[tuple[str, str]] = []
+        self.free: list[Block] = []  # in graph order, as are all choices
         self.steps: list[Step] = []
         self.extra: dict[str, object] = {}
 
@@ -63,10 +64,13 @@ class Run:
             PassFailed: The oracle found a difference.
         """
         before = measure_cost(self.model, self.context.dims)
-        blocks, self.skipped = find_blocks(self.model, infer_shapes(self.model))
-        free = self._free(blocks)
-        chosen = self._named(blocks, free) if self.options.blocks else self._searched(free, before)
-        chosen = [block for block in blocks if block in chosen]  # in graph order
+        shapes = infer_shapes(self.model)
+        blocks, self.skipped = find_blocks(self.model, shapes)
+        self.free = self._allowed(blocks)
+        if self.options.blocks:
+            chosen = self._named(blocks)
+        else:
+            chosen = self._searched(kinds_of(self.free, shapes), before)
         counts = {"blocks_removed": len(chosen)}
         if chosen:
             counts |= self._leave_out(chosen)
@@ -82,7 +86,7 @@ class Run:
         counts = {key: count for key, count in counts.items() if count}
         return Report(bool(chosen), counts, tuple(dict.fromkeys(self.skipped)), extra)
 
-    def _free(self, blocks: Sequence[Block]) -> list[Block]:
+    def _allowed(self, blocks: Sequence[Block]) -> list[Block]:
         free = []
         for block in blocks:
             pattern = next((each for each in self.options.protect if block.holds(each)), None)
@@ -92,7 +96,7 @@ class Run:
                 self.skipped.append((f"block {block.name!r}", f"protected by {pattern!r}"))
         return free
 
-    def _named(self, blocks: Sequence[Block], free: Sequence[Block]) -> list[Block]:
+    def _named(self, blocks: Sequence[Block]) -> list[Block]:
         """Return the free blocks that the option ``blocks`` names."""
         for pattern in self.options.blocks:
             if not any(block.is_named_by(pattern) for block in blocks):
@@ -102,37 +106,37 @@ class Run:
                     where="option 'blocks'",
                     hint=f"There are {known}." if blocks else "The model has no residual blocks.",
                 )
-        return [block for block in free if any(map(block.is_named_by, self.options.blocks))]
+        return [block for block in self.free if any(map(block.is_named_by, self.options.blocks))]
 
-    def _searched(self, free: Sequence[Block], before: Cost) -> list[Block]:
+    def _searched(self, kinds: Sequence[Sequence[Block]], before: Cost) -> list[Block]:
         """Return the blocks that a search under the budget lets go."""
-        if not free:
+        if not kinds:
             self._fall_short("no residual block can be left out")
             return []
-        if self.options.count is not None:
-            return self._counted(free, self.options.count)
-        costs = costs_without(self.model, free, self.context.dims)
         if self.options.time_ratio is not None:
-            return self._timed(free, costs, self.options.time_ratio)
-        return self._costed(free, before, costs)
+            return self._timed(kinds, self.options.time_ratio)
+        if self.options.count is not None:
+            return self._counted(self.options.count)
+        return self._costed(kinds, before)
 
-    def _counted(self, free: Sequence[Block], count: int) -> list[Block]:
-        search = self._search(free, dict.fromkeys((block.name for block in free), 1.0))
+    def _counted(self, count: int) -> list[Block]:
+        search = self._search({block.name: 1.0 for block in self.free})
         while len(search.steps) < count and search.step():
             pass
         if len(search.steps) < count:
             self._fall_short(f"count={count}: {len(search.steps)} blocks can be left out")
         return search.chosen
 
-    def _costed(self, free: Sequence[Block], before: Cost, costs: Mapping[str, Cost]) -> list[Block]:
+    def _costed(self, kinds: Sequence[Sequence[Block]], before: Cost) -> list[Block]:
         """Return the blocks without which no more than the ratio of the MACs or parameters is left."""
         name = "params_ratio" if self.options.macs_ratio is None else "macs_ratio"
         ratio: float = getattr(self.options, name)
+        costs = costs_without(self.model, kinds, self.context.dims)
 
         def amount(cost: Cost) -> int:
             return cost.parameters if name == "params_ratio" else cost.known_macs
 
-        search = self._search(free, {each: amount(before) - amount(cost) for each, cost in costs.items()})
+        search = self._search({each: amount(before) - amount(cost) for each, cost in costs.items()})
         got = amount(before)
         while got > ratio * amount(before) and search.step():
             got = amount(measure_cost(without(self.model, search.chosen), self.context.dims))
@@ -140,11 +144,11 @@ class Run:
             self._fall_short(f"{name}={ratio:g}: {_ratio(got, amount(before)):.4f} is what can be had")
         return search.chosen
 
-    def _timed(self, free: Sequence[Block], costs: Mapping[str, Cost], limit: float) -> list[Block]:
+    def _timed(self, kinds: Sequence[Sequence[Block]], limit: float) -> list[Block]:
         """Return the blocks without which the model takes no more than *limit* of the original's time."""
         timer = Timer(self.model, self.context, self.options.timed_as)
-        known = time_savings(self.model, free, costs, timer)
-        search = self._search(free, known.saved)
+        known = time_savings(self.model, kinds, timer)
+        search = self._search(known.saved)
         tried: list[dict[str, float]] = []
         expected = got = known.uncut
         wanted, timed = limit, 0
@@ -172,11 +176,11 @@ class Run:
             self._fall_short(f"time_ratio={limit:g}: {got:.3f} at best, {known.uncut:.3f} with all blocks")
         return search.chosen
 
-    def _search(self, free: Sequence[Block], savings: Mapping[str, float]) -> Search:
-        worth = [block for block in free if savings[block.name] > 0]
+    def _search(self, savings: Mapping[str, float]) -> Search:
+        worth = [block for block in self.free if savings[block.name] > 0]
         self.skipped += [
             (f"block {block.name!r}", "leaving it out saves nothing")
-            for block in free
+            for block in self.free
             if savings[block.name] <= 0
         ]
         data = self._data("the error of leaving out a block is measured")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from graphopt.ir import Model
     from graphopt.ir.cost import Cost
+    from graphopt.ir.shapes import Shapes
     from graphopt.passes.depth.blocks import Block
     from graphopt.passes.pruning.timing import Timer
     from graphopt.runtime.measurements import Measured
@@ -27,9 +28,26 @@ def without(model: Model, blocks: Sequence[Block]) -> Model:
     return copy
 
 
-def costs_without(model: Model, blocks: Iterable[Block], dims: Mapping[str, int]) -> dict[str, Cost]:
-    """Return what *model* costs without each of *blocks* alone, by its name."""
-    return {block.name: measure_cost(without(model, [block]), dims) for block in blocks}
+def kinds_of(blocks: Iterable[Block], shapes: Shapes) -> list[list[Block]]:
+    """Return *blocks* by what they have in common: operators, shapes, and who else reads their weights."""
+    kinds: dict[object, list[Block]] = {}
+    for block in blocks:
+        read = {value for node in block.nodes for value in node.inputs if value is not None}
+        operators = Counter((node.op_type, shapes.shape(node.outputs[0])) for node in block.nodes)
+        weights = Counter(
+            (shapes.shape(value), len(value.uses())) for value in read if value.is_initializer()
+        )
+        kinds.setdefault((frozenset(operators.items()), frozenset(weights.items())), []).append(block)
+    return list(kinds.values())
+
+
+def costs_without(model: Model, kinds: Iterable[Sequence[Block]], dims: Mapping[str, int]) -> dict[str, Cost]:
+    """Return what *model* costs without each block of *kinds* alone, by its name."""
+    found: dict[str, Cost] = {}
+    for kind in kinds:
+        cost = measure_cost(without(model, kind[:1]), dims)
+        found |= dict.fromkeys((block.name for block in kind), cost)
+    return found
 
 
 @dataclass(frozen=True)
@@ -47,23 +65,15 @@ class TimeSavings:
     table: list[dict[str, object]]
 
 
-def time_savings(
-    model: Model, blocks: Sequence[Block], costs: Mapping[str, Cost], timer: Timer
-) -> TimeSavings:
-    """Time *model* without each kind of block; blocks of the same operators and costs are timed together.
+def time_savings(model: Model, kinds: Sequence[Sequence[Block]], timer: Timer) -> TimeSavings:
+    """Time *model* without each of *kinds*; an equal share of what that saves goes to each block.
 
     Args:
         model: The whole model.
-        blocks: Blocks that may go.
-        costs: What the model costs without each.
+        kinds: Blocks that may go, those that are alike together.
         timer: Times candidates as they will be run.
     """
-    kinds: dict[object, list[Block]] = {}
-    for block in blocks:
-        cost = costs[block.name]
-        operators = frozenset(Counter(node.op_type for node in block.nodes).items())
-        kinds.setdefault((operators, cost.known_macs, cost.parameters), []).append(block)
-    groups = {_label(group): group for group in kinds.values()}
+    groups = {_label(kind): kind for kind in kinds}
     # Everything is held against the whole model, so that one is measured with the most care.
     whole = timer.times({_WHOLE: model.clone()}, whole=True)[_WHOLE]
     models = {label: without(model, group) for label, group in groups.items()}
