@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 Analysis = Callable[["Model", Mapping[str, int]], object]
 """A function of a model and the bindings of its symbolic dims; its result must not alias the model."""
+
+
+Evidence = Literal["nothing", "statistics", "data"]
+"""What a run is given about the activations of its model, or a pass cannot do without; each is worth more
+than the one before."""
 
 
 class PassOptions(BaseModel):
@@ -308,6 +313,18 @@ class Pass(ABC):
         """
         del model, options, context
         return Needs()
+
+    def evidence(self, options: Any) -> Evidence:  # noqa: ANN401 - as run
+        """Return what a run cannot do without, whatever the model: a plan without it is refused.
+
+        Statistics are data enough for a pass that asks for statistics. What depends on the model is for
+        :meth:`run` to say.
+
+        Args:
+            options: An instance of ``self.Options``.
+        """
+        del options
+        return "nothing"
 
     def reference_needs(self, model: Model, options: Any, context: Context) -> Needs:  # noqa: ANN401 - as run
         """Return the statistics of the reference that :meth:`run` can work on where there is no data.

@@ -11,7 +11,7 @@ from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 from graphopt.errors import DataError
 
 if TYPE_CHECKING:
-    from graphopt.api import Reference
+    from graphopt.api import Evidence, Reference
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
 
@@ -47,6 +47,10 @@ class CorrectBias(Pass):
             description="the model to agree with; none: the one before the first lossy step of this run "
             "(a path)",
         )
+
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: samples, where they are asked for by name."""
+        return "data" if options.source == "data" else "nothing"
 
     def reference_needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the means of what the operators of the original read."""

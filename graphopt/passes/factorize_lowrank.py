@@ -8,13 +8,14 @@ fitted to what the original puts out there, on what the model computes with all 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
+    from graphopt.api import Evidence
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
 
@@ -82,7 +83,7 @@ class FactorizeLowrank(Pass):
             description="least factor of MACs, or of measured time, that a form must save (a factor, or none "
             "for the target's)",
         )
-        round_to: int | Literal["auto"] = Field(
+        round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
             default="auto",
             description="ranks are multiples of this (a number of directions, or auto for the target's)",
         )
@@ -147,6 +148,10 @@ class FactorizeLowrank(Pass):
             if not self.forms:
                 raise ValueError("forms is empty: name one at least")
             return self
+
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: samples to run, where errors are followed or samples moved."""
+        return "data" if options.sensitivity == "output" or options.widen else "nothing"
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the second moments of what each candidate reads, where it is to be whitened."""

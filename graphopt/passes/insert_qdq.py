@@ -10,6 +10,7 @@ from pydantic import Field
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
+    from graphopt.api import Evidence
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
 
@@ -94,6 +95,11 @@ class InsertQdq(Pass):
             description="keep float what is not faster on codes, as measured on the target's provider; auto: "
             "where it and data are at hand",
         )
+
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: ranges of activations."""
+        del options
+        return "statistics"
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the ranges of all values that may be quantised."""

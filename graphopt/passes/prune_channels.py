@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
+    from graphopt.api import Evidence
     from graphopt.ir import Model
 
 
@@ -151,6 +152,12 @@ class PruneChannels(Pass):
             if self.max_rounds > 1 and self.time_ratio is not None:
                 raise ValueError("time_ratio is reached in one round; max_rounds must be 1")
             return self
+
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: samples to fit to or to measure on, second moments for obs."""
+        if options.recover != "none" or options.sensitivity == "output":
+            return "data"
+        return "statistics" if options.criterion == "obs" and options.plan is None else "nothing"
 
     def run(self, model: Model, options: Options, context: Context) -> Report:
         """Score, allocate, cut and prove; see the module."""

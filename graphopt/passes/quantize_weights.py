@@ -6,14 +6,15 @@ weight becomes smaller at the same speed. Weights are read and written as a stre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 from graphopt.calibrate.needs import Needs
 
 if TYPE_CHECKING:
+    from graphopt.api import Evidence
     from graphopt.ir import Model
 
 _MIN_BLOCK = 16
@@ -81,6 +82,18 @@ class QuantizeWeights(Pass):
             if size is not None and (size < _MIN_BLOCK or size & (size - 1)):
                 raise ValueError("block_size must be a power of two from 16 on")
             return size
+
+        @model_validator(mode="after")
+        def _fed_back(self) -> Self:
+            if self.feedback and not (self.symmetric and self.clip == "none" and self.refine == "none"):
+                raise ValueError("feedback=true needs symmetric=true, clip=none and refine=none")
+            if self.feedback and self.form == "matmulnbits":
+                raise ValueError("feedback=true is not for form=matmulnbits; leave form out, or feedback")
+            return self
+
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: second moments, where errors are fed back."""
+        return "statistics" if options.feedback else "nothing"
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:  # noqa: ARG002 - as the base class
         """Return the second moments of what products read, where errors are fed back."""

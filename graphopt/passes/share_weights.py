@@ -7,13 +7,14 @@ of the codebook.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
+    from graphopt.api import Evidence
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
 
@@ -31,7 +32,7 @@ class ShareWeights(Pass):
     class Options(PassOptions):
         """How many values, shared by what, and how they are stored."""
 
-        bits: int | Literal["auto"] = Field(
+        bits: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = Field(
             default=4,
             description="bits of a code (1 to 8, or auto for the fewest that reach sqnr_db in each weight)",
         )
@@ -101,6 +102,12 @@ class ShareWeights(Pass):
                 raise ValueError(f"mean_bits spreads bits over the weights, which bits={self.bits} forbids")
             return self
 
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: data for feedback, else statistics to weigh errors by."""
+        if options.feedback:
+            return "data"
+        return "statistics" if options.weighting == "activation" else "nothing"
+
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the mean squares of the inputs of all weights whose errors are to be weighted."""
         from graphopt.calibrate.needs import Needs
@@ -116,7 +123,7 @@ class ShareWeights(Pass):
         """Share what is alike, then give each weight its palette.
 
         Raises:
-            OptionError: bits are out of range, or the opset has no uint4.
+            OptionError: The opset has no uint4.
             DataError: feedback=true and there are no data.
         """
         from graphopt.passes.palettes.sharer import Sharer
@@ -132,8 +139,6 @@ def _check(model: Model, options: ShareWeights.Options) -> bool:
     from graphopt.errors import OptionError
     from graphopt.passes.palettes.storage import UINT4_OPSET
 
-    if options.bits != "auto" and not 1 <= options.bits <= 8:
-        raise OptionError(f"codes have 1 to 8 bits, not {options.bits}", where="option 'bits'")
     if options.storage == "uint4" and model.opset < UINT4_OPSET:
         raise OptionError(
             f"the model has opset {model.opset}, which has no uint4",

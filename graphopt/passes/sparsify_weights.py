@@ -16,6 +16,7 @@ from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 if TYPE_CHECKING:
     import onnx_ir as oir
 
+    from graphopt.api import Evidence
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
     from graphopt.passes.palettes.candidates import Candidate
@@ -78,6 +79,10 @@ class SparsifyWeights(Pass):
             if self.n >= self.m:
                 raise ValueError(f"n must be less than m, got {self.n}:{self.m}")
             return self
+
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: moments of inputs, for all criteria but the magnitude."""
+        return "nothing" if options.criterion == "magnitude" else "statistics"
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the moments of the inputs of all weights, where the criterion asks for them."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from graphopt.api import Evidence
 from graphopt.errors import OptionError, PlanError
 from graphopt.pipeline.options import build_options, print_options
 from graphopt.pipeline.text import Step, to_text
@@ -63,7 +64,12 @@ class Plan:
         return to_text(planned.step for planned in self.steps)
 
 
-def make_plan(steps: Sequence[Step], registry: Registry, model_opset: int | None = None) -> Plan:
+def make_plan(
+    steps: Sequence[Step],
+    registry: Registry,
+    model_opset: int | None = None,
+    given: Evidence | None = None,
+) -> Plan:
     """Return the checked plan for *steps*.
 
     Args:
@@ -72,10 +78,11 @@ def make_plan(steps: Sequence[Step], registry: Registry, model_opset: int | None
         model_opset: Version of the default domain of the model to be transformed, where it is known:
             passes are then held against it, and ``upgrade-opset`` without ``to`` gets the lowest version
             that serves the passes behind it.
+        given: What the run is given about activations, where it is known: data, statistics, or nothing.
 
     Raises:
         PlanError: A pass is unknown; or lacks a fact that an earlier pass must provide; or conflicts with
-            one; or needs a newer opset.
+            one; or needs a newer opset, or data or statistics that are not given.
         OptionError: An option is unknown or malformed.
         PluginError: A pass cannot be imported or is not what it was registered as.
     """
@@ -86,6 +93,8 @@ def make_plan(steps: Sequence[Step], registry: Registry, model_opset: int | None
         options = build_options(pass_type.Options, step.options, owner=where)
         planned.append(PlannedStep(index, step.name, _instantiate(pass_type, where), options))
     _check_facts(planned)
+    if given is not None:
+        _check_evidence(planned, given)
     if model_opset is not None:
         planned = _check_opsets(planned, model_opset)
     return Plan(tuple(planned))
@@ -143,6 +152,20 @@ def _check_facts(planned: Sequence[PlannedStep]) -> None:
             )
         for fact in info.provides:
             providers.setdefault(fact, item)
+
+
+def _check_evidence(planned: Sequence[PlannedStep], given: Evidence) -> None:
+    worth = get_args(Evidence)
+    for item in planned:
+        wanted = item.pass_.evidence(item.options)
+        if worth.index(wanted) > worth.index(given):
+            either = "data or statistics" if wanted == "statistics" else "data"
+            raise PlanError(
+                f"{item.text} needs {either}, and the run is given {given}",
+                where=item.title,
+                hint="Give inputs with --data"
+                + (", or statistics with --statistics." if wanted == "statistics" else "."),
+            )
 
 
 def _check_opsets(planned: Sequence[PlannedStep], opset: int) -> list[PlannedStep]:

@@ -13,7 +13,7 @@ from graphopt.pipeline.text import Step
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from graphopt.api import Gate, StepView
+    from graphopt.api import Evidence, Gate, StepView
     from graphopt.errors import GraphoptError
     from graphopt.ir import ExternalData, Model
     from graphopt.pipeline.manager import OnError
@@ -93,6 +93,13 @@ class RunRequest:
     instruments: tuple[Instrument, ...] = ()
     watch: Watch = field(default_factory=Watch)
     command: str = "run"
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the run is given about activations."""
+        if self.data is not None:
+            return "data"
+        return "nothing" if self.statistics is None else "statistics"
 
 
 @dataclass

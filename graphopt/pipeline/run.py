@@ -180,7 +180,7 @@ class _Run:
         target = load_target(request.target, dict(registry.targets))
         if request.out is not None:
             self._check_out(request.out)
-        make_plan(steps, registry)  # names and options are judged before a large file is read
+        make_plan(steps, registry, given=request.evidence)  # judged before a large file is read
         gates = (*request.gates, *make_gates(gate_steps, registry))
         self.watch.stage("reading the model")
         model = self._load()

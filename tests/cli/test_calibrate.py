@@ -84,11 +84,11 @@ def test_statistics_of_another_model_are_refused(
     assert "content hash differs" in answer.err
 
 
-def test_without_data_the_step_says_what_to_give(graphopt: CommandLine, net: Path, tmp_path: Path) -> None:
+def test_without_data_the_plan_says_what_to_give(graphopt: CommandLine, net: Path, tmp_path: Path) -> None:
     answer = graphopt("run", net, "-o", tmp_path / "out.onnx", "--pipeline", STEP)
-    assert answer.code == 3
-    assert "--data" in answer.err
-    assert "insert-qdq" in answer.err
+    assert answer.code == 2
+    assert "--data, or statistics with --statistics" in answer.err
+    assert "step 1 (insert-qdq)" in answer.err
 
 
 def test_sensitivity_writes_a_plan_that_insert_qdq_follows(

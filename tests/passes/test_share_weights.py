@@ -298,8 +298,6 @@ def test_kept_and_overridable() -> None:
 def test_options_that_cannot_be_met() -> None:
     with pytest.raises(OptionError, match=r"opset 17, which has no uint4.*upgrade-opset\{to=21\}"):
         apply(ShareWeights(), matmul(normal(64, 64)), storage="uint4")
-    with pytest.raises(OptionError, match="1 to 8 bits, not 9"):
-        apply(ShareWeights(), matmul(normal(64, 64)), bits=9)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

@@ -306,9 +306,7 @@ class Quantizer:
             return weight
         recipes.require_finite(weight.tensor)
         rows = Rows.of(weight.uses[0].node, 0)
-        if not (self._grid.symmetric and self._grid.is_plain):
-            reason = "error feedback needs symmetric codes, clip=none and refine=none"
-        elif len(weight.uses) > 1 or (is_in_file(weight.tensor) and weight.tensor.size > _IN_MEMORY):
+        if len(weight.uses) > 1 or (is_in_file(weight.tensor) and weight.tensor.size > _IN_MEMORY):
             reason = "error feedback needs a weight with one reader, and no large one in a file"
         elif rows is None or rows not in self._grams:
             reason = "there are no second moments of what it is multiplied with"
