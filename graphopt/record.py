@@ -92,7 +92,7 @@ class OutputRecord(Record):
 
 
 class LatencyRecord(Record):
-    """Thread CPU time of one inference; ratio is after / before, noise_ratio that of an A/A pair."""
+    """Thread CPU time of one inference; ratio is after / before, noise_ratio the worst one of an A/A pair."""
 
     before_s: float
     after_s: float

@@ -19,6 +19,7 @@ from graphopt.cli.options import (
     parse_dims,
 )
 from graphopt.cli.output import Output
+from graphopt.errors import OptionError
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +39,12 @@ def calibrate(
             "--pipeline", metavar="TEXT", help="Collect what its passes want; else the ranges of all values."
         ),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", metavar="FILE", help="A recipe (TOML) instead of --pipeline; prepares images too."
+        ),
+    ] = None,
     merge: Annotated[
         list[Path] | None,
         typer.Option("--merge", metavar="FILE", help="Add the statistics of another shard. Repeatable."),
@@ -53,22 +60,35 @@ def calibrate(
     from graphopt.ir import load
     from graphopt.pipeline import calibrating
     from graphopt.pipeline.plugins import load_plugins
+    from graphopt.pipeline.recipe import read_recipe
     from graphopt.pipeline.validation import open_feeds
     from graphopt.targets import load_target
 
     del debug
     output = Output(json=json)
+    if pipeline is not None and recipe is not None:
+        raise OptionError("expected one of --pipeline and --recipe, got both")
+    said = None if recipe is None else read_recipe(recipe)
     registry = load_plugins(local_plugins)
     dims = parse_dims(dim)
     chosen = load_target(target, dict(registry.targets))
     loaded = load(model)
-    feeds, warnings = open_feeds(loaded, data, samples=samples, seed=seed, dims=dims, registry=registry)
+    feeds, warnings = open_feeds(
+        loaded,
+        data,
+        samples=samples,
+        seed=seed,
+        dims=dims,
+        registry=registry,
+        preprocess=None if said is None else said.preprocess,
+    )
     for warning in (*registry.warnings, *warnings):
         output.warning(warning)
-    if pipeline is None:
+    steps = pipeline if said is None else said.steps or None
+    if steps is None:
         wanted = calibrating.everything(loaded)
     else:
-        wanted = calibrating.for_pipeline(loaded, pipeline, registry, chosen, dims=dims, seed=seed)
+        wanted = calibrating.for_pipeline(loaded, steps, registry, chosen, dims=dims, seed=seed)
     if wanted.absent:
         output.warning(
             f"{len(wanted.absent)} values that the pipeline wants only exist behind its steps, for example "

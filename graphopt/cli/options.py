@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphopt.errors import OptionError, PathError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")
@@ -26,6 +29,10 @@ DataOption = Annotated[
         metavar="SRC",
         help="Inputs: .npz, a folder of .npz, .npy or images, ONNX test_data_set, module:function, random:N.",
     ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="Prepare images as the [preprocess] table of this says."),
 ]
 SamplesOption = Annotated[
     int | None, typer.Option("--samples", metavar="N", help="Take the first N feeds of the data.")
@@ -53,6 +60,18 @@ def statistics_cache() -> Path | None:
         return None
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return (Path(text) if text else home / "graphopt") / "statistics"
+
+
+def preprocess_of(recipe: Path | None) -> Mapping[str, Any] | None:
+    """Return how a recipe prepares images; None without a recipe, or where it does not say.
+
+    Raises:
+        PathError: It cannot be read.
+        PlanError: It is no recipe.
+    """
+    from graphopt.pipeline.recipe import read_recipe
+
+    return None if recipe is None else read_recipe(recipe).preprocess
 
 
 def parse_out(text: str) -> Path:

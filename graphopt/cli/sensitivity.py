@@ -11,12 +11,14 @@ import typer
 from graphopt.cli.options import (
     DebugOption,
     DimOption,
+    ImagesOption,
     JsonOption,
     LocalPluginsOption,
     ModelArgument,
     SamplesOption,
     SeedOption,
     parse_dims,
+    preprocess_of,
     statistics_cache,
 )
 from graphopt.cli.output import Output
@@ -33,6 +35,7 @@ def sensitivity(
     data: Annotated[str, typer.Option("--data", metavar="SRC", help="Inputs, as run takes them.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write the plan.toml.")],
     samples: SamplesOption = None,
+    recipe: ImagesOption = None,
     target: Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for.")] = "ort-cpu",
     timed: Annotated[
         bool, typer.Option("--time/--no-time", help="Whether to measure what each node saves.")
@@ -59,7 +62,15 @@ def sensitivity(
     dims = parse_dims(dim)
     chosen = load_target(target, dict(registry.targets))
     loaded = load(model)
-    feeds, warnings = open_feeds(loaded, data, samples=samples, seed=seed, dims=dims, registry=registry)
+    feeds, warnings = open_feeds(
+        loaded,
+        data,
+        samples=samples,
+        seed=seed,
+        dims=dims,
+        registry=registry,
+        preprocess=preprocess_of(recipe),
+    )
     for warning in (*registry.warnings, *warnings):
         output.warning(warning)
     from graphopt.calibrate.calibration import Calibration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from graphopt.cli.options import (
     DataOption,
     DebugOption,
     DimOption,
+    ImagesOption,
     JsonOption,
     LocalPluginsOption,
     ProviderOption,
@@ -18,6 +19,7 @@ from graphopt.cli.options import (
     SeedOption,
     parse_dims,
     parse_limit,
+    preprocess_of,
 )
 from graphopt.cli.output import Output
 from graphopt.errors import GateFailed, GraphoptError, ProviderError
@@ -26,6 +28,8 @@ from graphopt.pipeline.run import settle
 from graphopt.record import RunRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from graphopt.record import ValidationRecord
 
 
@@ -45,6 +49,7 @@ def validate(
     *,
     data: DataOption = None,
     samples: SamplesOption = None,
+    recipe: ImagesOption = None,
     ep: ProviderOption = None,
     dim: DimOption = None,
     min_sqnr: Annotated[
@@ -75,7 +80,7 @@ def validate(
     try:
         records = _validate(
             record, output, original, optimized, data, samples, tuple(ep or ()), parse_dims(dim),
-            _limits(min_sqnr, max_abs, max_latency_ratio), local_plugins,
+            _limits(min_sqnr, max_abs, max_latency_ratio), local_plugins, preprocess_of(recipe),
         )  # fmt: skip
         problem = _verdict(records)
     except GraphoptError as error:
@@ -103,6 +108,7 @@ def _validate(
     dims: dict[str, int],
     limits: tuple[float | None, float | None, float | None],
     local_plugins: Path | None,
+    preprocess: Mapping[str, Any] | None,
 ) -> list[ValidationRecord]:
     from graphopt.ir import load
     from graphopt.pipeline.plugins import load_plugins
@@ -117,7 +123,7 @@ def _validate(
     record.input = facts.model_facts(before, original, facts.source_files(before), dims)
     record.output = facts.model_facts(after, optimized, facts.source_files(after), dims)
     feeds, warnings = open_feeds(
-        before, data, samples=samples, seed=record.seed, dims=dims, registry=registry
+        before, data, samples=samples, seed=record.seed, dims=dims, registry=registry, preprocess=preprocess
     )
     record.warnings += warnings
     records = []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graphopt.calibrate.statistics import Statistics
     from graphopt.ir import Model
     from graphopt.pipeline.plugins import Registry
+    from graphopt.pipeline.text import Step
     from graphopt.runtime.session import Feeds
     from graphopt.targets import Target
 
@@ -57,7 +58,7 @@ def everything(model: Model) -> Wanted:
 
 def for_pipeline(
     model: Model,
-    text: str,
+    pipeline: str | Sequence[Step],
     registry: Registry,
     target: Target,
     *,
@@ -76,7 +77,8 @@ def for_pipeline(
     from graphopt.pipeline.plan import make_plan
     from graphopt.pipeline.text import parse
 
-    plan = make_plan(parse(text), registry, model.opset)
+    steps = parse(pipeline) if isinstance(pipeline, str) else pipeline
+    plan = make_plan(steps, registry, model.opset)
     manager = Manager(registry, target=target, dims=dims, seed=seed)
     working = model.clone()
     context = manager.context()

@@ -141,7 +141,7 @@ class LatencyGate(Gate):
         ):
             latency = measure_latency(before, after, feed, provider_of(context))
         limit = self.options.max_ratio
-        note = f"two runs of the original differ by a ratio of {latency.noise_ratio:.3f}"
+        note = f"two sessions of the original differ at worst by a ratio of {latency.noise_ratio:.3f}"
         return (
             GateResult("max_latency_ratio", latency.ratio, limit, passed=latency.ratio <= limit, note=note),
         )

@@ -134,7 +134,7 @@ def _validation(validation: ValidationRecord) -> Iterator[str]:
     if (latency := validation.latency) is not None:
         yield (
             f"Latency {format_seconds(latency.before_s)} before, {format_seconds(latency.after_s)} after: "
-            f"{latency.ratio:.3f}x (noise of an A/A pair {latency.noise_ratio:.3f}x)."
+            f"{latency.ratio:.3f}x (noise of an A/A pair at worst {latency.noise_ratio:.3f}x)."
         )
         yield ""
     if validation.structure is not None:

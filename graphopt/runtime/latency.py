@@ -41,7 +41,7 @@ class Latency:
         before_s: Median over all samples of the model before.
         after_s: Median over all samples of the model after.
         ratio: after / before; the median over the trials of the ratio of medians.
-        noise_ratio: The same for two sessions of the model before: 1 but for noise.
+        noise_ratio: The same for two sessions of the model before, 1 but for noise: that of the worst trial.
         ratios: The ratio of each trial.
         noise_ratios: The noise ratio of each trial.
         rounds: Rounds of each trial.
@@ -224,7 +224,7 @@ class _Comparison:
             before_s=statistics.median(sample for pair in self.pairs for sample in pair[0]),
             after_s=statistics.median(sample for pair in self.pairs for sample in pair[1]),
             ratio=statistics.median(ratios),
-            noise_ratio=statistics.median(noise_ratios),
+            noise_ratio=max(noise_ratios, key=lambda ratio: abs(1.0 - ratio)),
             ratios=ratios,
             noise_ratios=noise_ratios,
             rounds=self.rounds,

@@ -30,8 +30,8 @@ class Measured:
         before_s: Seconds of one inference of the model before.
         after_s: The same of the model after.
         ratio: after / before.
-        noise_ratio: The same for the model before against itself.
-        noise_floor: Largest distance of an A/A ratio from 1 over the trials.
+        noise_ratio: The same for the model before against itself, in the worst trial.
+        noise_floor: How far that is from 1.
         replayed: Whether it came from a file.
     """
 
@@ -194,7 +194,7 @@ class Measurements:
                     after_s=latency.after_s,
                     ratio=latency.ratio,
                     noise_ratio=latency.noise_ratio,
-                    noise_floor=max(abs(1.0 - ratio) for ratio in latency.noise_ratios),
+                    noise_floor=abs(1.0 - latency.noise_ratio),
                 )
         answers = {label: known for label, known in found.items() if known is not None}
         self.records.extend(answers.values())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from graphopt.calibrate import Statistics
 from tests.passes.test_insert_qdq import residual
@@ -111,3 +112,33 @@ def test_sensitivity_writes_a_plan_that_insert_qdq_follows(
     (node,) = [each for each in onnx.load(out).graph.node if each.name == kept]
     stored = {each.name for each in onnx.load(out).graph.initializer}
     assert node.input[1] in stored  # its weight is still the float one
+
+
+def test_a_folder_of_images_serves_every_command(graphopt: CommandLine, net: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    folder, recipe, array = tmp_path / "images", tmp_path / "recipe.toml", tmp_path / "array.npz"
+    folder.mkdir()
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    np.savez(array, x=pixels.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(0.5))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert "[preprocess]" in graphopt("calibrate", net, "--data", folder, "-o", one).err
+    recipe.write_text("[preprocess]\nscale = 0.5\n")
+    images = ("--data", folder, "--recipe", recipe)
+    assert graphopt("calibrate", net, *images, "-o", one).code == 0
+    assert graphopt("calibrate", net, "--data", array, "-o", two).code == 0
+    for name, sketch in Statistics.load(one).ranges.items():
+        np.testing.assert_array_equal(sketch.counts, Statistics.load(two).range(name).counts)
+    assert graphopt("validate", net, net, *images).code == 0
+    plan = tmp_path / "plan.toml"
+    assert graphopt("sensitivity", net, *images, "-o", plan, "--no-time", "--samples", "1").code == 0
+
+
+def test_a_recipe_says_what_to_collect(graphopt: CommandLine, net: Path, data: Path, tmp_path: Path) -> None:
+    recipe, one, two = tmp_path / "recipe.toml", tmp_path / "one", tmp_path / "two"
+    recipe.write_text('[[pass]]\nname = "insert-qdq"\noptions = { measure = "off" }\n')
+    assert graphopt("calibrate", net, "--data", data, "--recipe", recipe, "-o", one).code == 0
+    assert graphopt("calibrate", net, "--data", data, "--pipeline", STEP, "-o", two).code == 0
+    assert Statistics.load(one).ranges.keys() == Statistics.load(two).ranges.keys()
+    both = ("--recipe", recipe, "--pipeline", STEP)
+    assert "got both" in graphopt("calibrate", net, "--data", data, *both, "-o", one).err

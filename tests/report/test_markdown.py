@@ -39,7 +39,7 @@ def test_it_says_what_matters() -> None:
         "| size | 4.00 KiB | 2.00 KiB | -50 % |",
         "min_sqnr_db - against 30 **failed**",
         "- `node 0 and 24 more`: because",
-        "0.500x (noise of an A/A pair 1.010x)",
+        "0.500x (noise of an A/A pair at worst 1.010x)",
         "- the data is random",
         "| `y` | exact | 0 | 1 | passed |",
     ):

@@ -57,6 +57,26 @@ def test_the_ratio_of_known_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert machine.opened == ["a", "b", "a"] * 3  # fresh sessions in each trial, an A/A pair beside them
 
 
+def test_the_noise_is_that_of_the_worst_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine({"a": 0.010, "b": 0.005})
+
+    def one_is_slower(path: Path, feeds: object, provider: str) -> Callable[[], object]:
+        run, number = machine.open(path, feeds, provider), len(machine.opened)
+
+        def slower() -> None:
+            run()
+            machine.now += 0.001 * (number == 6)  # the second session of the original in the second trial
+
+        return slower
+
+    monkeypatch.setattr("graphopt.runtime.latency._ready", one_is_slower)
+    monkeypatch.setattr("graphopt.runtime.latency.time.thread_time", lambda: machine.now)
+    result = measure_here(tmp_path / "a", tmp_path / "b", {})
+    assert result.noise_ratios == pytest.approx((1.0, 1.1, 1.0))
+    assert result.noise_ratio == pytest.approx(1.1)
+    assert result.ratio == pytest.approx(0.5)
+
+
 @pytest.mark.child
 def test_short_inferences_are_repeated_until_a_sample_is_long_enough(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

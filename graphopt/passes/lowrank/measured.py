@@ -70,7 +70,7 @@ def keep_what_pays(
             continue
         rewrite.put(after, Fitted(copy, splitter.cut(way.form, way.ranks), None, None))
         found = context.latency(f"{linear.output}: {way.form} {way.ranks}", before, after)
-        limit = min(1.0, found.noise_ratio) / min_gain
+        limit = (1.0 - found.noise_floor) / min_gain
         if found.ratio > limit:
             ways[index] = None
             reasons[index] = (
