@@ -119,6 +119,13 @@ class PruneChannels(Pass):
             description="weights that recover=least-squares fits: those that lose inputs, or all behind the"
             " first of them (changed or all)",
         )
+        sweeps: int = Field(
+            default=1,
+            ge=1,
+            le=16,
+            description="times that recover walks through the model; from the second on depthwise"
+            " convolutions are fitted too, and every weight from where it is (walks)",
+        )
         ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
             default=1e-3,
             description="ridge of the solves; auto: for each the one that predicts a quarter of the samples"

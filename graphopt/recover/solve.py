@@ -8,7 +8,8 @@ With rows x, targets y, a weight W and a bias b the objective is
 minimum is ``W - prior = (cov(x) + ridge * scale)^-1 (cov(x, y) - cov(x) prior)``.
 
 Rows of one sample are alike, so their number says little about how much may be fitted to them. Where moments
-come with a part that is held out, by samples, the ridge is the one whose fit to the others predicts it best.
+come with a part that is held out, by samples, the ridge is the one whose fit to the others predicts it best;
+where none predicts it better than the weights do as they are, they stay.
 """
 
 from __future__ import annotations
@@ -181,7 +182,9 @@ def solve(
     chosen = np.arange(moments.columns) if columns is None else np.asarray(columns)
     covariance = moments.covariance
     if moments.held is not None:
-        ridge = _ridge_on_held(moments, moments.held, weight, chosen)
+        ridge, error = _ridge_on_held(moments, moments.held, weight, chosen)
+        if not error < moments.held.residual(weight, prior_bias):
+            return Solution(weight, prior_bias, before, before, ridge)
     regular = regularise(covariance[np.ix_(chosen, chosen)], moments.count, ridge, stage)
     wanted = moments.cross_covariance[chosen] - covariance[np.ix_(chosen, chosen)] @ weight[:, chosen].T
     notes = regular.notes
@@ -196,8 +199,8 @@ def solve(
     return Solution(result, bias, before, moments.residual(result, bias), regular.ridge, notes)
 
 
-def _ridge_on_held(moments: Moments, held: Moments, weight: Matrix, chosen: Indices) -> float:
-    """Return the ridge whose fit to the other samples predicts the held ones best."""
+def _ridge_on_held(moments: Moments, held: Moments, weight: Matrix, chosen: Indices) -> tuple[float, float]:
+    """Return the ridge whose fit to the other samples predicts the held ones best, and its residual there."""
     rest = moments.without(held)
     covariance = rest.covariance[np.ix_(chosen, chosen)]
     covariance = (covariance + covariance.T) / 2
@@ -219,7 +222,7 @@ def _ridge_on_held(moments: Moments, held: Moments, weight: Matrix, chosen: Indi
         if error < found:
             best, found = ridge, error
         ridge *= _RIDGE_STEP
-    return best
+    return best, found
 
 
 def solve_groups(

@@ -185,6 +185,8 @@ class Walk:
         seed: Seed of the draws.
         provider: What to run on.
         hold_out: Whether some samples are set aside to choose the ridge of each stage on.
+        start: The student to begin with, the same graph with other weights: that of a walk before; by default
+            it is the model as it was.
 
     Attributes:
         student: The model whose weights the caller changes, through :meth:`write`.
@@ -199,15 +201,16 @@ class Walk:
     seed: int = 0
     provider: str = "cpu"
     hold_out: bool = False
+    start: Model | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
     effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
         self.shapes = infer_shapes(self.model)
         self._types = types_of(self.model, self.shapes)
-        self.student = self.model.clone()
+        self.student = (self.start or self.model).clone()
         self._teacher_stream, self._student_stream = _Stream(self.model), _Stream(self.student)
-        self._edited = False
+        self._edited = self.start is not None
         self._at = 0
         self._frontier: tuple[str, ...] = tuple(
             value.name or "" for value in self.model.graph.inputs if not value.is_initializer()
@@ -300,6 +303,11 @@ class Walk:
                 self._edited = True
                 return
         raise DataError("the student has no such value", where=f"value {output!r}")
+
+    def present(self, stage: Stage) -> tuple[Matrix, Matrix]:
+        """Return the weight [m, d] and the bias [m] that the student's operator of *stage* has now."""
+        linear = replace(stage.linear, node=self._student_node(stage))
+        return linear.weight(), linear.bias()
 
     def finish(self) -> Agreement:
         """Run both to the end and return how their outputs agree."""

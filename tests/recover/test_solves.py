@@ -207,6 +207,25 @@ def test_the_ridge_is_chosen_on_samples_that_are_held_out() -> None:
     np.testing.assert_allclose(found.weight, truth, atol=1e-3)
 
 
+def test_weights_that_no_fit_betters_on_held_samples_stay() -> None:
+    """Targets are the weights' own outputs and noise: whatever is fitted to that is wrong elsewhere."""
+    generator = np.random.default_rng(4)
+    truth, bias = generator.normal(size=(3, 20)), generator.normal(size=3)
+
+    def drawn(count: int) -> Moments:
+        rows = generator.normal(size=(count, 20))
+        return moments_of(rows, rows @ truth.T + bias + 5 * generator.normal(size=(count, 3)))
+
+    moments, moments_held = drawn(30), drawn(2000)
+    moments.merge(moments_held)
+    moments.held = moments_held
+    got = solve(moments, truth, bias, stage="s")
+    assert np.array_equal(got.weight, truth)
+    assert np.array_equal(got.bias, bias)
+    assert got.residual_after == got.residual_before
+    assert not np.array_equal(solve(moments, 2 * truth, bias, stage="s").weight, 2 * truth)
+
+
 def test_an_indefinite_covariance_is_made_definite() -> None:
     got = regularise(np.diag([1.0, -5.0, 2.0]), 100, 1e-3, "s")
     assert np.min(np.linalg.eigvalsh(got.matrix)) > 0

@@ -8,6 +8,9 @@ The walk (graphopt.recover.walk) goes through the model in topological order. Ea
 cut is solved against what the original puts out there, on what the model computes with all cuts before it.
 With the criterion obs the units of a family that has one reader are chosen anew there: what the cuts before
 have changed, changes what can be spared.
+
+Further sweeps walk through the result once more: every operator, depthwise convolutions too, is solved again
+from where it is, on other rows, now that all that comes before it has its final units.
 """
 
 from __future__ import annotations
@@ -38,10 +41,13 @@ if TYPE_CHECKING:
     from graphopt.runtime.session import Feeds
 
     Kept = dict[str, npt.NDArray[np.intp]]
+    Fitted = tuple[Linear, Matrix, Matrix | None]
+    """An operator, its weight [m, d] and, where it has one, its bias [m]."""
     Bools = npt.NDArray[np.bool_]
 
 _MOST_GROUPS = 32
-"""Convolutions of more groups than this (depthwise ones) are left alone: each group is a solve of its own."""
+"""Convolutions of more groups than this (depthwise ones) are left to further sweeps: each group is a solve of
+its own."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Recovery:
         hold_out: Whether some samples are set aside to choose the ridge of each solve on.
         rows_per_sample: Positions drawn from each sample.
         seed: Seed of the draws.
+        sweeps: Walks through the model; the units are final behind the first.
         protect: Patterns of names of nodes and weights that stay as they are.
     """
 
@@ -66,6 +73,7 @@ class Recovery:
     hold_out: bool
     rows_per_sample: int
     seed: int
+    sweeps: int = 1
     protect: tuple[str, ...] = ()
 
 
@@ -93,7 +101,7 @@ def compensate(
         model: The whole model, a copy of its own; weights are found by name.
         anatomy: Its families.
         kept: Units that stay, sorted, by family.
-        feeds: Unlabelled inputs.
+        feeds: Unlabelled inputs, iterated once a sweep.
         recovery: How.
 
     Raises:
@@ -105,13 +113,11 @@ def compensate(
             where="prune-channels",
             hint="Give unlabelled inputs with --data, or recover=none.",
         )
-    with Walk(model, feeds, recovery.rows_per_sample, recovery.seed, hold_out=recovery.hold_out) as walk:
-        return _Fitter(walk, model, anatomy, kept, recovery).run()
+    return _Fitter(model, anatomy, kept, recovery).run(feeds)
 
 
 class _Fitter:
-    def __init__(self, walk: Walk, model: Model, anatomy: Anatomy, kept: Kept, recovery: Recovery) -> None:
-        self.walk = walk
+    def __init__(self, model: Model, anatomy: Anatomy, kept: Kept, recovery: Recovery) -> None:
         self.model = model
         self.recovery = recovery
         self.outcome = Outcome(dict(kept))
@@ -144,59 +150,85 @@ class _Fitter:
         if self.recovery.reselect and len(found) == len(contractions) == 1:
             self.open.add(name)
 
-    def run(self) -> Outcome:
-        """Walk, and put what was found into the model."""
-        done: list[tuple[Linear, Matrix, Matrix | None]] = []
+    def run(self, feeds: Iterable[Feeds]) -> Outcome:
+        """Walk, as often as was asked for, and put what was found into the model."""
+        recovery = self.recovery
+        done: dict[str, Fitted] = {}
+        sweeps: list[dict[str, object]] = []
+        student = None
+        for sweep in range(recovery.sweeps):
+            with Walk(
+                self.model,
+                feeds,
+                recovery.rows_per_sample,
+                recovery.seed + sweep,
+                hold_out=recovery.hold_out,
+                start=student,
+            ) as walk:
+                found, stages = self._sweep(walk, again=sweep > 0)
+                if not found:
+                    break
+                done |= found
+                agreement = walk.finish()
+                student = walk.student
+            sweeps.append(
+                {
+                    "stages": [stage.as_json() for stage in stages],
+                    "agreement": agreement.as_json(),
+                    "effort": walk.effort.as_json(),
+                }
+            )
+        for linear, weight, bias in done.values():
+            linear.write(self.model, weight, bias)
+        self.outcome.report = {"stages": []}
+        if sweeps:
+            # The last is what counts; those before tell what it was worth.
+            *before, last = sweeps
+            self.outcome.report = {"method": recovery.method, **last, "warnings": list(self.notes)}
+            if before:
+                self.outcome.report["sweeps_before"] = before
+        return self.outcome
+
+    def _sweep(self, walk: Walk, *, again: bool) -> tuple[dict[str, Fitted], list[StageReport]]:
+        """Solve stage after stage; *again* where this was done before and only weights are still open."""
+        done: dict[str, Fitted] = {}
         stages: list[StageReport] = []
-        walked = self.walk.stages()
+        walked = walk.stages()
         known = {stage.output for stage in walked}
         for output in self.by_output:
-            if output not in known:
+            if output not in known and not again:
                 self.outcome.skipped.append((f"reader {output!r}", "not fitted: it is no stage of the walk"))
         first = next((stage.position for stage in walked if stage.output in self.by_output), math.inf)
         for stage in walked:
             linear = stage.linear
             reads = self.by_output.get(stage.output, [])
-            if stage.position < first or (not reads and not self._may_refit(linear)):
+            if stage.position < first or (not reads and not self._may_refit(linear, again=again)):
                 continue
-            solution, rows = self._solve(stage, reads)
+            solution, rows = self._solve(walk, stage, reads)
             bias = solution.bias if linear.has_bias else None
-            self.walk.write(stage, solution.weight, bias)
-            done.append((linear, solution.weight, bias))
+            walk.write(stage, solution.weight, bias)
+            done[stage.output] = linear, solution.weight, bias
             self.notes |= dict.fromkeys(solution.notes)
             stages.append(
                 StageReport(
                     linear.where, solution.residual_before, solution.residual_after, solution.ridge, rows
                 )
             )
-        if not done:
-            self.outcome.report = {"stages": []}
-            return self.outcome
-        agreement = self.walk.finish()
-        for linear, weight, bias in done:
-            linear.write(self.model, weight, bias)
-        self.outcome.report = {
-            "method": self.recovery.method,
-            "stages": [stage.as_json() for stage in stages],
-            "agreement": agreement.as_json(),
-            "effort": self.walk.effort.as_json(),
-            "warnings": list(self.notes),
-        }
-        return self.outcome
+        return done, stages
 
-    def _may_refit(self, linear: Linear) -> bool:
+    def _may_refit(self, linear: Linear, *, again: bool) -> bool:
         return (
             self.recovery.method == "least-squares"
             and self.recovery.refit_all
-            and linear.groups <= _MOST_GROUPS
+            and (again or linear.groups <= _MOST_GROUPS)
             and not linear.shares_weight
             and not linear.is_named_by(self.recovery.protect)
         )
 
-    def _solve(self, stage: Stage, reads: Sequence[tuple[str, Reader]]) -> tuple[Solution, int]:
+    def _solve(self, walk: Walk, stage: Stage, reads: Sequence[tuple[str, Reader]]) -> tuple[Solution, int]:
         linear = stage.linear
-        moments = self.walk.observe(stage)
-        weight, bias = linear.weight(), linear.bias()
+        moments = walk.observe(stage)
+        weight, bias = walk.present(stage)
         gone = self._gone(linear, reads, skip=self.open)
         for name, reader in reads:
             if name in self.open:

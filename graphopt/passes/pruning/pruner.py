@@ -160,6 +160,7 @@ class Pruner:
             hold_out=options.ridge == "auto",
             rows_per_sample=options.rows_per_sample,
             seed=self.seed,
+            sweeps=options.sweeps,
             protect=tuple(options.protect),
         )
         outcome = compensate(before, anatomy, cut.kept, feeds, recovery)
