@@ -103,6 +103,13 @@ CASES = {
         200,
         0.05,
     ),
+    "mobilenetv2-80-obs-sweeps": Case(
+        "mobilenetv2",
+        f"prune-channels{{macs_ratio=0.8,{TIGHT},criterion=obs,sensitivity=output,{LS},ridge=auto,sweeps=2,"
+        "rows_per_sample=196}",
+        200,
+        0.05,
+    ),
     **_rank(0.75, 0.025),
     **_rank(0.5, 0.08),
     "anomaly-ae-lowrank": Case(

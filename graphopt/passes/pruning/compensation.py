@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from graphopt.errors import DataError
 from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
 from graphopt.recover.selection import Problem, trajectory
-from graphopt.recover.solve import refit_bias_groups, solve_groups
+from graphopt.recover.solve import RIDGE, refit_bias_groups, solve_groups
 from graphopt.recover.walk import StageReport, Walk
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from graphopt.ir import Model
+    from graphopt.passes.prune_channels import PruneChannels
     from graphopt.passes.pruning.anatomy import Anatomy
     from graphopt.recover.linear import Linear
     from graphopt.recover.moments import Matrix, Moments
@@ -63,6 +64,7 @@ class Recovery:
         rows_per_sample: Positions drawn from each sample.
         seed: Seed of the draws.
         sweeps: Walks through the model; the units are final behind the first.
+        selection: Ridge with which the units of a family are chosen anew, where it is not *ridge*.
         protect: Patterns of names of nodes and weights that stay as they are.
     """
 
@@ -74,7 +76,24 @@ class Recovery:
     rows_per_sample: int
     seed: int
     sweeps: int = 1
+    selection: Mapping[str, float] = field(default_factory=dict)
     protect: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: PruneChannels.Options, seed: int, selection: Mapping[str, float]) -> Self:
+        """Return what *options* ask for."""
+        return cls(
+            method=options.recover,
+            reselect=options.criterion == "obs" and options.plan is None,
+            refit_all=options.refit == "all",
+            ridge=RIDGE if options.ridge == "auto" else options.ridge,
+            hold_out=options.ridge == "auto",
+            rows_per_sample=options.rows_per_sample,
+            seed=seed,
+            sweeps=options.sweeps,
+            selection=selection,
+            protect=tuple(options.protect),
+        )
 
 
 @dataclass
@@ -301,7 +320,7 @@ class _Fitter:
                 [*blocks[group], dead[group]],
                 stage=linear.where,
                 prior=weight[part],
-                ridge=self.recovery.ridge,
+                ridge=self.recovery.selection.get(name, self.recovery.ridge),
                 scale=1.0,
             )
             if gone.any():

@@ -20,6 +20,7 @@ from graphopt.passes.pruning.readers import Reader, reader_of
 from graphopt.recover.linear import linear_of
 from graphopt.recover.moments import Moments
 from graphopt.recover.selection import Problem, trajectory
+from graphopt.recover.solve import RIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +45,13 @@ class Obs(Criterion):
     """
 
     def __init__(self) -> None:
-        self._drawn: dict[str, tuple[Subject, Trajectory | None]] = {}
+        self._drawn: dict[str, Drawn] = {}
+        self._scales: dict[str, float] = {}
+
+    @property
+    def ridges(self) -> dict[str, float]:
+        """The ridge that the order of each family was drawn with."""
+        return {name: drawn.ridge for name, drawn in self._drawn.items()}
 
     def needs(self, subject: Subject) -> Needs:
         """Return the second moments of what the readers of the family read."""
@@ -55,13 +62,23 @@ class Obs(Criterion):
     def scores(self, subject: Subject) -> Floats:
         """Return what each unit adds to the loss at its turn: their order is that of the trajectory."""
         drawn = self._drawn.get(subject.name)
-        if drawn is not None and drawn[0] is subject:
-            found = drawn[1]
-        else:
-            found = self._trajectory(subject, seen_by(subject), {})
-        if found is None:
+        if drawn is None or drawn.subject is not subject:
+            drawn = self.draw(subject)
+        if drawn.path is None:
             return ProductOfNorms().scores(subject)
-        return _as_scores(found, subject.size)
+        return _as_scores(drawn.path, subject.size)
+
+    def draw(self, subject: Subject, ridge: float = RIDGE) -> Drawn:
+        """Return in which order the units of *subject* go where the problems of its readers have that ridge.
+
+        The higher it is, the less others are counted on to make up for a unit: what few samples say about
+        that need not hold for others.
+        """
+        return Drawn(subject, ridge, self._trajectory(subject, seen_by(subject), self._scales, ridge))
+
+    def use(self, drawn: Drawn) -> None:
+        """Score the units of the family in the order of *drawn* from now on."""
+        self._drawn[drawn.subject.name] = drawn
 
     def curves(self, subjects: Mapping[str, Subject]) -> dict[str, Floats]:
         """Return losses by number of kept units, all in the unit of an error of the stream.
@@ -80,31 +97,19 @@ class Obs(Criterion):
         }
         unit = float(np.exp(np.mean(np.log(list(streams.values()))))) if streams else 1.0
         most = max(streams.values(), default=unit)
-        scales = {}
         for found in moments.values():
             for one in found:
                 output, variance = one.reader.output, variances[one.reader.output]
                 worth = variance if output in streams else streams.get(_place(one.reader.linear.node), most)
-                scales[output] = worth / unit / variance if variance > 0 else 0.0
-        curves = {}
-        for name, subject in subjects.items():
-            path = self._trajectory(subject, moments[name], scales)
-            self._drawn[name] = subject, path
-            if path is None:
-                share = np.sort(ProductOfNorms().scores(subject))[::-1]
-                total = float(share.sum()) or 1.0
-                curves[name] = 1.0 - np.concatenate([[0.0], np.cumsum(share)]) / total
-                continue
-            losses = np.zeros(subject.size + 1)
-            losses[: len(path.losses)] = path.losses
-            # The last unit never goes by itself; it costs at least what the one before did.
-            steps = np.diff(path.losses)
-            losses[len(path.losses) :] = losses[len(path.losses) - 1] + (steps[-1] if len(steps) else 1.0)
-            curves[name] = losses[::-1].copy()
-        return curves
+                self._scales[output] = worth / unit / variance if variance > 0 else 0.0
+        for subject in subjects.values():
+            self.use(self.draw(subject))
+        return {name: self._drawn[name].curve() for name in subjects}
 
     @staticmethod
-    def _trajectory(subject: Subject, moments: list[Seen], scales: Mapping[str, float]) -> Trajectory | None:
+    def _trajectory(
+        subject: Subject, moments: list[Seen], scales: Mapping[str, float], ridge: float
+    ) -> Trajectory | None:
         problems = []
         for one in moments:
             relative = 1.0 / one.variance if one.variance > 0 else 0.0
@@ -118,10 +123,41 @@ class Obs(Criterion):
                         blocks[group],
                         stage=one.reader.linear.where,
                         prior=weight[group * step : (group + 1) * step],
+                        ridge=ridge,
                         scale=scales.get(one.reader.output, relative),
                     )
                 )
         return trajectory(problems, subject.size) if problems else None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """In which order the units of a family go.
+
+    Attributes:
+        subject: The family.
+        ridge: That of the problems of its readers.
+        path: The order, and what it costs; None where no linear operator reads the family.
+    """
+
+    subject: Subject
+    ridge: float
+    path: Trajectory | None
+
+    def curve(self) -> Floats:
+        """Return losses by number of kept units, [size + 1]."""
+        path, size = self.path, self.subject.size
+        if path is None:
+            share = np.sort(ProductOfNorms().scores(self.subject))[::-1]
+            total = float(share.sum()) or 1.0
+            lost: Floats = 1.0 - np.concatenate([[0.0], np.cumsum(share)]) / total
+            return lost
+        losses = np.zeros(size + 1)
+        losses[: len(path.losses)] = path.losses
+        # The last unit never goes by itself; it costs at least what the one before did.
+        steps = np.diff(path.losses)
+        losses[len(path.losses) :] = losses[len(path.losses) - 1] + (steps[-1] if len(steps) else 1.0)
+        return losses[::-1].copy()
 
 
 @dataclass(frozen=True)
@@ -165,27 +201,39 @@ def _readers(subject: Subject) -> list[Reader]:
     return [reader for reader in found if isinstance(reader, Reader)]
 
 
-def seen_by(subject: Subject) -> list[Seen]:
-    """Return the readers of *subject* and their moments, as far as its statistics have them."""
-    statistics: Statistics | None = subject.statistics
+def seen_by(subject: Subject, held: Statistics | None = None) -> list[Seen]:
+    """Return the readers of *subject* and their moments, as far as its statistics have them.
+
+    Args:
+        subject: A family with statistics.
+        held: The part of these statistics that some samples are behind which ridges are chosen on.
+    """
     seen = []
     for reader in _readers(subject):
-        linear = reader.linear
-        gram = None if statistics is None else statistics.grams.get(linear.rows)
-        if gram is None or not np.isfinite(gram.matrix).all() or not gram.count:
-            continue
-        weight, bias = linear.weight(), linear.bias()
-        width, step = linear.shape[1], linear.shape[0] // linear.groups
-        groups = []
-        for group in range(linear.groups):
-            columns = np.append(np.arange(group * width, (group + 1) * width), gram.size)
-            part = slice(group * step, (group + 1) * step)
-            moments = Moments.of_gram(
-                gram.count, gram.matrix[np.ix_(columns, columns)], weight[part], bias[part]
-            )
-            groups.append(moments if linear.has_bias else moments.uncentred(bias[part]))
-        seen.append(Seen(reader, tuple(groups)))
+        groups = _moments(reader, subject.statistics)
+        aside = _moments(reader, held) if held is not None else []
+        for one, part in zip(groups, aside, strict=False):
+            one.held = part
+        if groups:
+            seen.append(Seen(reader, tuple(groups)))
     return seen
+
+
+def _moments(reader: Reader, statistics: Statistics | None) -> list[Moments]:
+    """Return the moments of each group of *reader*, whose targets are its own outputs; none without rows."""
+    linear = reader.linear
+    gram = None if statistics is None else statistics.grams.get(linear.rows)
+    if gram is None or not np.isfinite(gram.matrix).all() or not gram.count:
+        return []
+    weight, bias = linear.weight(), linear.bias()
+    width, step = linear.shape[1], linear.shape[0] // linear.groups
+    groups = []
+    for group in range(linear.groups):
+        columns = np.append(np.arange(group * width, (group + 1) * width), gram.size)
+        part = slice(group * step, (group + 1) * step)
+        moments = Moments.of_gram(gram.count, gram.matrix[np.ix_(columns, columns)], weight[part], bias[part])
+        groups.append(moments if linear.has_bias else moments.uncentred(bias[part]))
+    return groups
 
 
 def _as_scores(found: Trajectory, size: int) -> Floats:

@@ -28,11 +28,11 @@ from graphopt.passes.pruning.anatomy import Anatomy, examine
 from graphopt.passes.pruning.compensation import Recovery, compensate
 from graphopt.passes.pruning.inputs import add_way_out, check_finite, oracle_feeds
 from graphopt.passes.pruning.meter import Meter
+from graphopt.passes.pruning.obs import Obs
 from graphopt.passes.pruning.oracle import Claim, Verdict, judge
 from graphopt.passes.pruning.plans import read_decisions
 from graphopt.passes.pruning.sensitivity import weighed
 from graphopt.passes.pruning.timing import Timer, search
-from graphopt.recover.solve import RIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +83,7 @@ class Pruner:
         self.verdicts: dict[str, list[Verdict]] = {"exact": [], "approximate": []}
         self.notes: dict[str, None] = {}
         self.compensated: dict[str, object] = {}
+        self.selection: Mapping[str, float] = {}
         self.curves: dict[str, npt.NDArray[np.float64]] = {}
         self.time: dict[str, object] = {}
 
@@ -152,17 +153,7 @@ class Pruner:
         feeds = self.context.data
         if feeds is not None and options.samples is not None:
             feeds = list(islice(feeds, options.samples))
-        recovery = Recovery(
-            method=options.recover,
-            reselect=options.criterion == "obs" and options.plan is None,
-            refit_all=options.refit == "all",
-            ridge=RIDGE if options.ridge == "auto" else options.ridge,
-            hold_out=options.ridge == "auto",
-            rows_per_sample=options.rows_per_sample,
-            seed=self.seed,
-            sweeps=options.sweeps,
-            protect=tuple(options.protect),
-        )
+        recovery = Recovery.of(options, self.seed, self.selection)
         outcome = compensate(before, anatomy, cut.kept, feeds, recovery)
         self.compensated = outcome.report
         for where, reason in outcome.skipped:
@@ -232,15 +223,19 @@ class Pruner:
 
     def scores(self, anatomy: Anatomy, chosen: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
         """Return the importance of each unit of the *chosen* families."""
-        criterion = self.criterion()
+        criterion = Obs() if self.options.sensitivity == "output" else self.criterion()
         subjects = {name: anatomy.subject(name, self.seed) for name in chosen}
         check_finite(subjects.values())
         needs = Needs()
         for subject in subjects.values():
             needs |= criterion.needs(subject)
-        if self.options.sensitivity == "output":
+        if isinstance(criterion, Obs) and self.options.sensitivity == "output":
             data, rows = self.context.data, self.options.rows_per_sample
-            subjects, self.curves = weighed(anatomy.model, criterion, subjects, needs, data, self.seed, rows)
+            held = self.options.ridge == "auto"
+            subjects, self.curves = weighed(
+                anatomy.model, criterion, subjects, needs, data, self.seed, rows, hold_out=held
+            )
+            self.selection = criterion.ridges
         else:
             statistics = self.context.statistics(needs) if needs else None
             subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}

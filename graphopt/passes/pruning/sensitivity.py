@@ -5,6 +5,10 @@ comes behind them: an early layer amplifies it, a late one damps it. So each fam
 refitted, and the model run to its outputs; curves are scaled to what is found there. Weights are fitted to
 some samples and run on others, so that a fit which holds only for the samples that it was made from counts
 as the loss that it is.
+
+In which order units had best go depends on how far others can be counted on to make up for them: where a
+family has about as many units as there are samples, least squares finds stand-ins that hold for these samples
+alone. So the order is drawn with several ridges, and the one that costs the outputs least is taken.
 """
 
 from __future__ import annotations
@@ -18,26 +22,30 @@ import numpy as np
 
 from graphopt.calibrate.collection import collect
 from graphopt.errors import DataError
-from graphopt.passes.pruning.allocation import ordered
 from graphopt.passes.pruning.obs import seen_by
 from graphopt.passes.pruning.readers import columns_of
 from graphopt.recover.outputs import Outputs
-from graphopt.recover.solve import solve_groups
+from graphopt.recover.solve import RIDGE, solve_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
     from graphopt.calibrate.needs import Needs
+    from graphopt.calibrate.statistics import Statistics
     from graphopt.ir import Model
-    from graphopt.passes.pruning.criterion import Criterion, Subject
+    from graphopt.passes.pruning.criterion import Subject
+    from graphopt.passes.pruning.obs import Drawn, Obs
     from graphopt.runtime.session import Feeds
 
     Floats = npt.NDArray[np.float64]
 
 _LEVELS = (0.8, 0.55)
 """Shares of the units that stay in the cuts that are measured; curves are scaled in between."""
+
+_RIDGES = (RIDGE, 1.0, 100.0)
+"""Ridges that the order in which units go is drawn with; the one that costs the outputs least is taken."""
 
 _HELD = 4  # one sample of so many is run, the others are fitted
 _MOST_RUN = 48  # samples
@@ -46,23 +54,26 @@ _LEAST_SAMPLES = 8
 
 def weighed(
     model: Model,
-    criterion: Criterion,
+    criterion: Obs,
     subjects: Mapping[str, Subject],
     needs: Needs,
     data: Iterable[Feeds] | None,
     seed: int,
     rows_per_sample: int,
+    *,
+    hold_out: bool = False,
 ) -> tuple[dict[str, Subject], dict[str, Floats]]:
     """Return the *subjects* with statistics of the samples that are fitted, and curves by errors of outputs.
 
     Args:
         model: The whole model; it is not changed.
-        criterion: One that gives curves of all families that linear operators read.
+        criterion: It is left with the orders of units that cost the outputs least.
         subjects: The families by name, without statistics.
         needs: What the criterion wants to know.
         data: Unlabelled inputs.
         seed: Seed of the rows that are drawn.
         rows_per_sample: How many are drawn from each sample.
+        hold_out: Whether the ridge of each fit is chosen on a part of the samples that are fitted.
 
     Raises:
         DataError: There are too few samples to hold some out, or the outputs are no numbers.
@@ -75,52 +86,89 @@ def weighed(
             where="prune-channels",
             hint="Give more samples with --data, or sensitivity=local.",
         )
-    fitted = [feed for index, feed in enumerate(feeds) if index % _HELD != _HELD - 1]
-    run = feeds[_HELD - 1 :: _HELD][:_MOST_RUN]
+    fitted, run = _parted(feeds)
+    run = run[:_MOST_RUN]
+    held = None
+    if hold_out:
+        fitted, aside = _parted(fitted)
+        held = collect(model, aside, needs, seed=seed, rows_per_sample=rows_per_sample)
     statistics = collect(model, fitted, needs, seed=seed, rows_per_sample=rows_per_sample)
+    if held is not None:
+        statistics += held
     subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}
-    curves = dict(criterion.curves(subjects))
+    criterion.curves(subjects)
     whole = Outputs(
         model, run, where="prune-channels", hint="Give other samples with --data, or sensitivity=local."
     )
     scaled = {}
     for name, subject in subjects.items():
-        curve = curves.get(name)
-        if curve is None or not seen_by(subject):
-            continue
-        scaled[name] = _scaled(model, criterion, subject, curve, whole)
+        if seen_by(subject):
+            best = min(
+                (_Measured(model, criterion.draw(subject, ridge), whole, held) for ridge in _RIDGES),
+                key=lambda one: one.error,
+            )
+            criterion.use(best.drawn)
+            scaled[name] = best.curve()
     return subjects, scaled
 
 
-def _scaled(model: Model, criterion: Criterion, subject: Subject, curve: Floats, whole: Outputs) -> Floats:
-    order = ordered(np.asarray(criterion.scores(subject), np.float64))
-    most = float(np.max(curve))
-    points = []
-    for level in _LEVELS:
-        kept = max(1, round(subject.size * level))
-        if kept < subject.size and curve[kept] > 1e-9 * most:
-            error = whole.error(_cut_alone(model, subject, np.sort(order[:kept])))
-            points.append((kept, error / float(curve[kept])))
-    if not points:
-        return curve
-    points.sort()
-    places, factors = (list(side) for side in zip(*points, strict=True))
-    scaled: Floats = curve * np.interp(np.arange(len(curve)), places, factors)
-    # More units never lose more.
-    return np.maximum.accumulate(scaled[::-1])[::-1].copy()
+def _parted(feeds: Sequence[Feeds]) -> tuple[list[Feeds], list[Feeds]]:
+    """Return the samples that are fitted, and those that are held out."""
+    fitted = [feed for index, feed in enumerate(feeds) if index % _HELD != _HELD - 1]
+    return fitted, list(feeds[_HELD - 1 :: _HELD])
 
 
-def _cut_alone(model: Model, subject: Subject, units: npt.NDArray[np.intp]) -> Model:
-    """Return a copy of *model* in which only *units* of one family are read, by weights fitted to them."""
+class _Measured:
+    """A family cut alone, with units that go in the order of *drawn*.
+
+    Attributes:
+        drawn: The family and the order.
+        error: That of the outputs, at the first of the levels.
+    """
+
+    def __init__(self, model: Model, drawn: Drawn, whole: Outputs, held: Statistics | None) -> None:
+        self.drawn = drawn
+        self._model, self._whole, self._held = model, whole, held
+        self._first = self._kept(_LEVELS[0])
+        self.error = self._cut(self._first)
+
+    def _kept(self, level: float) -> int:
+        return max(1, round(self.drawn.subject.size * level))
+
+    def _cut(self, kept: int) -> float:
+        return self._whole.error(_cut_alone(self._model, self.drawn, kept, self._held))
+
+    def curve(self) -> Floats:
+        """Return the curve of the criterion, scaled to errors of the outputs."""
+        curve = self.drawn.curve()
+        most = float(np.max(curve))
+        points = {}
+        for kept in dict.fromkeys(map(self._kept, _LEVELS)):
+            if kept < self.drawn.subject.size and curve[kept] > 1e-9 * most:
+                error = self.error if kept == self._first else self._cut(kept)
+                points[kept] = error / float(curve[kept])
+        if not points:
+            return curve
+        places = sorted(points)
+        scaled: Floats = curve * np.interp(np.arange(len(curve)), places, [points[kept] for kept in places])
+        # More units never lose more.
+        return np.maximum.accumulate(scaled[::-1])[::-1].copy()
+
+
+def _cut_alone(model: Model, drawn: Drawn, kept: int, held: Statistics | None) -> Model:
+    """Return a copy of *model* in which *kept* units of one family are read, by weights fitted to them."""
+    subject, path = drawn.subject, drawn.path
+    assert path is not None
+    units = path.kept(kept, subject.size)
     changed = model.clone()
     nodes = {node.outputs[0].name: node for node in changed.graph if node.outputs}
-    for seen in seen_by(subject):
+    for seen in seen_by(subject, held):
         linear = seen.reader.linear
         node = nodes.get(linear.output)
         if node is None:
             continue
         taps = math.prod(linear.kernel)
-        stays = ~seen.reader.gone(units.tolist()).reshape(linear.groups, -1)
+        stays = ~seen.reader.gone(units).reshape(linear.groups, -1)
         solution = solve_groups(
             seen.groups,
             linear.weight(),
