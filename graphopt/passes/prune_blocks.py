@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
 
 if TYPE_CHECKING:
+    from graphopt.api import Evidence
     from graphopt.ir import Model
 
 
@@ -99,6 +100,10 @@ class PruneBlocks(Pass):
             if self.timed_as is not None and self.time_ratio is None:
                 raise ValueError("timed_as says how time_ratio is measured, and there is none")
             return self
+
+    def evidence(self, options: Options) -> Evidence:
+        """Return what it cannot do without: samples to fit to, or to measure on what blocks cost."""
+        return "nothing" if options.blocks and options.recover == "none" else "data"
 
     def run(self, model: Model, options: Options, context: Context) -> Report:
         """Find, choose, fit, remove and prove; see the module."""

@@ -36,6 +36,8 @@ REGISTRY = load_plugins()
         ("factorize-lowrank{rank=4, energy=0.9}", "energy and rank"),
         ("factorize-lowrank{forms=[]}", "forms is empty"),
         ("factorize-lowrank{round_to=0}", "round_to"),
+        ("prune-blocks", "expected exactly one of"),
+        ("prune-blocks{count=1, macs_ratio=0.5}", "got macs_ratio and count"),
     ],
 )
 def test_options_are_refused_with_the_plan(text: str, message: str) -> None:
@@ -56,9 +58,12 @@ def test_options_are_refused_with_the_plan(text: str, message: str) -> None:
         ("correct-bias{source=data}", "data"),
         ("prune-channels{macs_ratio=0.5, criterion=obs}", "statistics"),
         ("prune-channels{macs_ratio=0.5, recover=least-squares}", "data"),
+        ("prune-blocks{count=1}", "data"),
+        ("prune-blocks{blocks=x, recover=bias}", "data"),
         ("share-weights", "nothing"),
         ("factorize-lowrank", "nothing"),
         ("prune-channels{macs_ratio=0.5}", "nothing"),
+        ("prune-blocks{blocks=x}", "nothing"),
     ],
 )
 def test_data_that_are_missing_are_asked_for_with_the_plan(text: str, needed: Evidence) -> None:
