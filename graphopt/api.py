@@ -314,6 +314,17 @@ class Pass(ABC):
         del model, options, context
         return Needs()
 
+    def lowest_opset(self, options: Any) -> int:  # noqa: ANN401 - as run
+        """Return the lowest version of the default domain that a run with *options* can work on.
+
+        A plan for an older model is refused; upgrade-opset without ``to`` goes up to it.
+
+        Args:
+            options: An instance of ``self.Options``.
+        """
+        del options
+        return self.info.min_opset
+
     def evidence(self, options: Any) -> Evidence:  # noqa: ANN401 - as run
         """Return what a run cannot do without, whatever the model: a plan without it is refused.
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
     from graphopt.ir.tensors import Array
 
+_BFLOAT16_OPSET = 13
+
 
 class ConvertFloat16(Pass):
     """Compute in float16 or bfloat16, or store weights in it."""
@@ -57,6 +59,10 @@ class ConvertFloat16(Pass):
         min_elements: int = Field(
             default=256, ge=1, description="with form=storage, smallest weight (a number of elements)"
         )
+
+    def lowest_opset(self, options: Options) -> int:
+        """Return the first version in which operators take bfloat16, where that is asked for."""
+        return _BFLOAT16_OPSET if options.dtype == "bfloat16" else self.info.min_opset
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
         """Return the ranges of all float values, where there is data to take them from."""
@@ -127,11 +133,11 @@ def _check(model: Model, options: ConvertFloat16.Options, context: Context) -> N
 def _check_opset(model: Model, options: ConvertFloat16.Options) -> None:
     from graphopt.errors import OptionError
 
-    if options.dtype == "bfloat16" and model.opset < 13:
+    if options.dtype == "bfloat16" and model.opset < _BFLOAT16_OPSET:
         raise OptionError(
             f"the model has opset {model.opset}, which has no bfloat16",
             where="option 'dtype'",
-            hint="Put upgrade-opset{to=13} in front.",
+            hint=f"Put upgrade-opset{{to={_BFLOAT16_OPSET}}} in front.",
         )
 
 

@@ -91,6 +91,12 @@ class QuantizeWeights(Pass):
                 raise ValueError("feedback=true is not for form=matmulnbits; leave form out, or feedback")
             return self
 
+    def lowest_opset(self, options: Options) -> int:
+        """Return the first version with the type of the codes and the form of DequantizeLinear."""
+        from graphopt.passes.weights.quantizer import needed_opset
+
+        return needed_opset(options.bits, options.block_size, options.form)[0]
+
     def evidence(self, options: Options) -> Evidence:
         """Return what it cannot do without: second moments, where errors are fed back."""
         return "statistics" if options.feedback else "nothing"

@@ -102,6 +102,12 @@ class ShareWeights(Pass):
                 raise ValueError(f"mean_bits spreads bits over the weights, which bits={self.bits} forbids")
             return self
 
+    def lowest_opset(self, options: Options) -> int:
+        """Return the first version with uint4, where that is insisted on."""
+        from graphopt.passes.palettes.storage import UINT4_OPSET
+
+        return UINT4_OPSET if options.storage == "uint4" else self.info.min_opset
+
     def evidence(self, options: Options) -> Evidence:
         """Return what it cannot do without: data for feedback, else statistics to weigh errors by."""
         if options.feedback:

@@ -170,20 +170,23 @@ def _check_evidence(planned: Sequence[PlannedStep], given: Evidence) -> None:
 
 def _check_opsets(planned: Sequence[PlannedStep], opset: int) -> list[PlannedStep]:
     result = []
+    certain = True
     for item in planned:
         step = item
+        needed = item.pass_.lowest_opset(item.options)
         if item.name == UPGRADE_PASS:
             step = _with_target_opset(item, planned[item.index + 1 :], opset)
             # A model without the default domain has nothing to upgrade and stays without.
             opset = opset and (getattr(step.options, "to", None) or opset)
-        elif item.pass_.info.min_opset > max(opset, 1):
-            needed = item.pass_.info.min_opset
+        elif needed > max(opset, 1) and certain:
             found = f"is at opset {opset} by then" if opset else "does not import the default domain"
             raise PlanError(
-                f"{item.name!r} needs opset {needed} or newer, but the model {found}",
+                f"{item.text!r} needs opset {needed} or newer, but the model {found}",
                 where=item.title,
                 hint=f"Put {UPGRADE_PASS}{{to={needed}}} before it." if opset else "Leave the pass out.",
             )
+        # A pass with an option of that name may raise the opset of the model for what it inserts.
+        certain &= getattr(item.options, "opset", "keep") == "keep"
         result.append(step)
     return result
 
@@ -196,7 +199,7 @@ def _with_target_opset(item: PlannedStep, later: Sequence[PlannedStep], opset: i
     for other in later:
         if other.name == UPGRADE_PASS:
             break
-        lowest = max(lowest, other.pass_.info.min_opset)
+        lowest = max(lowest, other.pass_.lowest_opset(other.options))
     if lowest <= max(opset, 1) or not opset:
         return item  # nothing asks for a newer one; the pass says so in its report
     try:

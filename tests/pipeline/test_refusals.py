@@ -46,6 +46,33 @@ def test_options_are_refused_with_the_plan(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "opset"),
+    [
+        ("quantize-weights{bits=4}", 21),
+        ("quantize-weights{bits=2}", 25),
+        ("quantize-weights{block_size=32}", 21),
+        ("quantize-weights{form=dequantize}", 13),
+        ("share-weights{storage=uint4}", 21),
+        ("convert-float16{dtype=bfloat16, form=storage}", 13),
+        ("quantize-dynamic", 11),
+        ("quantize-weights{bits=4, form=matmulnbits}", 1),
+    ],
+)
+def test_an_opset_that_is_too_low_is_told_with_the_plan(text: str, opset: int) -> None:
+    make_plan(parse(text), REGISTRY, opset)
+    if opset > 1:
+        with pytest.raises(PlanError, match=rf"needs opset {opset} or newer.*upgrade-opset\{{to={opset}\}}"):
+            make_plan(parse(text), REGISTRY, opset - 1)
+        # Without a number the upgrade goes as far as what stands behind it needs.
+        plan = make_plan(parse(f"upgrade-opset,{text}"), REGISTRY, opset - 1)
+        assert plan.steps[0].text == f"upgrade-opset{{to={opset}}}"
+
+
+def test_a_step_that_may_raise_the_opset_leaves_it_open() -> None:
+    make_plan(parse("insert-qdq{opset=21},quantize-weights{bits=4}"), REGISTRY, 17, given="data")
+
+
+@pytest.mark.parametrize(
     ("text", "needed"),
     [
         ("insert-qdq", "statistics"),

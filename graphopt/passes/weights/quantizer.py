@@ -105,13 +105,7 @@ class Quantizer:
             UnsupportedModelError: It is too low.
         """
         settings, opset = self._settings, self._model.opset
-        needed, what = 0, ""
-        if settings.bits < 8 and settings.form != "matmulnbits":
-            needed, what = _OPSETS[f"int{settings.bits}"], f"codes of {settings.bits} bits need"
-        elif settings.block_size is not None and settings.form in {"auto", "dequantize"}:
-            needed, what = _OPSETS["block"], "DequantizeLinear in blocks needs"
-        elif settings.form == "dequantize":
-            needed, what = _OPSETS["axis"], "DequantizeLinear with a scale a channel needs"
+        needed, what = needed_opset(settings.bits, settings.block_size, settings.form)
         if opset < needed:
             raise UnsupportedModelError(
                 f"{what} opset {needed}, the model is of opset {opset}",
@@ -337,6 +331,17 @@ class Quantizer:
         if reason:
             note["reason"] = f"not fused: {reason}"
         self._notes.append(note)
+
+
+def needed_opset(bits: int, block_size: int | None, form: str) -> tuple[int, str]:
+    """Return the lowest version of the default domain for codes in a form, and what it is that needs it."""
+    if bits < 8 and form != "matmulnbits":
+        return _OPSETS[f"int{bits}"], f"codes of {bits} bits need"
+    if block_size is not None and form in {"auto", "dequantize"}:
+        return _OPSETS["block"], "DequantizeLinear in blocks needs"
+    if form == "dequantize":
+        return _OPSETS["axis"], "DequantizeLinear with a scale a channel needs"
+    return 1, ""
 
 
 def grams_of(model: Model) -> Needs:
