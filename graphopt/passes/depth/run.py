@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
     from graphopt.ir.cost import Cost
     from graphopt.passes.depth.blocks import Block
-    from graphopt.passes.depth.search import Step
     from graphopt.passes.prune_blocks import PruneBlocks
     from graphopt.runtime.session import Feeds
 
@@ -51,7 +50,7 @@ class Run:
         self.context = context
         self.skipped: list[tuple[str, str]] = []
         self.free: list[Block] = []  # in graph order, as are all choices
-        self.steps: list[Step] = []
+        self.search: Search | None = None
         self.extra: dict[str, object] = {}
 
     def run(self) -> Report:
@@ -78,11 +77,13 @@ class Run:
         extra: dict[str, object] = {
             "macs_ratio": _ratio(after.known_macs, before.known_macs),
             "params_ratio": _ratio(after.parameters, before.parameters),
-            "blocks": [{"name": step.block.name, "error": step.error} for step in self.steps]
-            or [{"name": block.name} for block in chosen],
+            "blocks": [{"name": block.name} for block in chosen],
             "blocks_found": len(blocks),
             **self.extra,
         }
+        if self.search is not None:
+            extra["blocks"] = [{"name": step.block.name, "error": step.error} for step in self.search.steps]
+            extra["errors_measured"] = self.search.trials
         counts = {key: count for key, count in counts.items() if count}
         return Report(bool(chosen), counts, tuple(dict.fromkeys(self.skipped)), extra)
 
@@ -185,7 +186,7 @@ class Run:
         ]
         data = self._data("the error of leaving out a block is measured")
         search = Search(worth, savings, measure_errors(self.model, data, self._recovery()))
-        self.steps = search.steps
+        self.search = search
         return search
 
     def _recovery(self) -> Recovery | None:
