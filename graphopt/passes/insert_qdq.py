@@ -62,6 +62,11 @@ class InsertQdq(Pass):
             description="leave out the outer half of the weight codes, for processors whose 8-bit products "
             "saturate; auto: where the target says so and this processor has no dot-product instructions",
         )
+        feedback: bool = Field(
+            default=False,
+            description="choose the codes of weights so that those of an output make up for each other's "
+            "rounding on the data (true or false)",
+        )
         bias: Literal["int32", "float"] | None = Field(
             default=None, description="how biases are stored; none: as the target's kernels read them"
         )
@@ -102,7 +107,7 @@ class InsertQdq(Pass):
         return "statistics"
 
     def needs(self, model: Model, options: Options, context: Context) -> Needs:
-        """Return the ranges of all values that may be quantised."""
+        """Return the ranges of all values that may be quantised, and what feedback reads."""
         from graphopt.passes.quantize.run import Quantizer
 
         return Quantizer(model, options, context).needs()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphopt.ir.model import Model
     from graphopt.ir.shapes import Shapes
     from graphopt.passes.quantize.candidates import Compute
+    from graphopt.passes.quantize.feedback import Feedback
     from graphopt.passes.quantize.placement import Link, Placement
     from graphopt.passes.quantize.settings import Settings
 
@@ -39,6 +40,7 @@ class Emitter:
         shapes: Its shapes before the change.
         grids: The grid of every quantised value.
         settings: Types and forms of codes.
+        feedback: What rounds weights anew; by default they are rounded to nearest.
 
     Attributes:
         counts: What was written, by kind.
@@ -46,12 +48,18 @@ class Emitter:
     """
 
     def __init__(
-        self, model: Model, shapes: Shapes, grids: Mapping[oir.Value, Grid], settings: Settings
+        self,
+        model: Model,
+        shapes: Shapes,
+        grids: Mapping[oir.Value, Grid],
+        settings: Settings,
+        feedback: Feedback | None = None,
     ) -> None:
         self.model = model
         self.shapes = shapes
         self.grids = grids
         self.settings = settings
+        self.feedback = feedback
         self.counts: dict[str, int] = {}
         self.raised: list[str] = []
         self._scalars: dict[tuple[int, Grid], tuple[oir.Value, oir.Value]] = {}
@@ -171,10 +179,14 @@ class Emitter:
                 bias = np.repeat(bias, channels)
         axis = each.channel_axis if settings.per_channel else None
         with_bias = bias is not None and settings.quantize_bias
-        codes = self._existing(each, axis) or weight_codes(
-            weight, axis, settings.weight_dtype, symmetric=settings.symmetric_weights,
-            bias=bias if with_bias else None, input_scale=grid.scale, reduce_range=settings.reduce_range,
-        )  # fmt: skip
+        codes = self._existing(each, axis)
+        if codes is None:
+            codes = weight_codes(
+                weight, axis, settings.weight_dtype, symmetric=settings.symmetric_weights,
+                bias=bias if with_bias else None, input_scale=grid.scale, reduce_range=settings.reduce_range,
+            )  # fmt: skip
+            if self.feedback is not None:
+                codes = self.feedback.apply(each, weight, codes)
         if codes.saturated:
             self.raised.append(each.label)
         weight_value = self._stored(each.weight, codes, node)

@@ -28,6 +28,20 @@ CODE_RANGES = {
 """Smallest and largest code by element type."""
 
 
+def weight_code_range(dtype: str, *, symmetric: bool, reduce_range: bool) -> tuple[int, int]:
+    """Return the smallest and largest code of a weight.
+
+    Args:
+        dtype: Element type of the codes.
+        symmetric: As many codes on either side of the middle one: the lowest is left out.
+        reduce_range: Leave out the outer half, for processors whose 8-bit products saturate.
+    """
+    first, last = CODE_RANGES[dtype]
+    if reduce_range:
+        first, last = (first + 1) // 2, last // 2
+    return (first + 1, last) if symmetric else (first, last)
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """One scale and zero point for a whole tensor.
@@ -142,9 +156,7 @@ def weight_codes(
         input_scale: Scale of the activation that the weight is multiplied with.
         reduce_range: Leave out the outer half of the codes, for processors whose 8-bit products saturate.
     """
-    first, last = CODE_RANGES[dtype]
-    if reduce_range:
-        first, last = (first + 1) // 2, last // 2
+    first, last = weight_code_range(dtype, symmetric=symmetric, reduce_range=reduce_range)
     values = np.asarray(weight, np.float64)
     others = None if axis is None else tuple(index for index in range(values.ndim) if index != axis)
     if values.size:
@@ -153,9 +165,8 @@ def weight_codes(
     else:
         low = high = np.zeros(() if axis is None else values.shape[axis])
     if symmetric:
-        middle = (first + last + 1) // 2
+        middle = (first + last) // 2
         scales = np.maximum(-low, high) / (last - middle)
-        first = middle - (last - middle)
         if step := linear_step(values):
             # A weight that was on a grid before loses nothing where that grid fits the codes.
             scales = np.where((scales > 0.0) & (scales <= step), step, scales)

@@ -10,6 +10,7 @@ from graphopt.calibrate.needs import Needs
 from graphopt.errors import OptionError, ProviderError, nearest
 from graphopt.passes.quantize.candidates import Candidates, Compute, function_graphs, named
 from graphopt.passes.quantize.emission import Emitter
+from graphopt.passes.quantize.feedback import Feedback, rows_of
 from graphopt.passes.quantize.placement import Placement, place
 from graphopt.passes.quantize.plans import read_decisions
 from graphopt.passes.quantize.ranges import Ranges
@@ -174,13 +175,14 @@ class Quantizer:
         return place(computes, nodes, self.rules, allowed, lambda node: links and self._allows_link(node))
 
     def needs(self) -> Needs:
-        """Return the ranges of all values that may be quantised."""
+        """Return the ranges of all values that may be quantised, and what feedback reads."""
         placement = self.place(self.candidates(), lambda _: True)
         names = {value.name for value in placement.values if value.name}
         # A chain may end at another value once a range turned out unusable.
         for each in placement.computes:
             names.update(value.name for value in (each.data, each.result) if value.name)
-        return Needs(ranges=frozenset(names))
+        rows = rows_of(placement.computes, self.shapes).values() if self.options.feedback else ()
+        return Needs(ranges=frozenset(names), grams=frozenset(rows))
 
     def _ranges(self, statistics: Statistics) -> Ranges:
         return Ranges(
@@ -193,14 +195,16 @@ class Quantizer:
             self.intervals,
         )
 
-    def quantise(self, statistics: Statistics, variant: Variant) -> tuple[Emitter, Placement] | None:
+    def quantise(
+        self, statistics: Statistics, variant: Variant, feedback: Feedback | None = None
+    ) -> tuple[Emitter, Placement] | None:
         """Write the nodes of *variant* as codes into the model; None where nothing is left to write."""
         computes = [each for index, each in enumerate(self.candidates()) if index in variant.nodes]
         ranges = self._ranges(statistics)
         placement = self.place(computes, ranges.usable, links=variant.links)
         if not placement.computes:
             return None
-        emitter = Emitter(self.model, self.shapes, ranges.grids(placement), self.settings)
+        emitter = Emitter(self.model, self.shapes, ranges.grids(placement), self.settings, feedback)
         emitter.run(placement)
         return emitter, placement
 
@@ -231,9 +235,16 @@ class Quantizer:
                 return Report(changed=False, skipped=tuple(skipped), extra=extra)
             variant = outcome
         labels = [each.label for each in found]
-        written = self.quantise(statistics, variant)
+        feedback = None
+        if self.options.feedback:
+            feedback = Feedback(statistics.grams, found, self.shapes, self.settings)
+        written = self.quantise(statistics, variant, feedback)
         assert written is not None
         emitter, placement = written
+        if feedback is not None:
+            emitter.counts["fed_back"] = len(feedback.told)
+            extra["feedback"] = feedback.told
+            skipped += feedback.skipped
         if emitter.raised:  # their biases are large beside their weights
             extra["scales_raised_for_bias"] = emitter.raised
             emitter.counts["scales_raised_for_bias"] = len(emitter.raised)
