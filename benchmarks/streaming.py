@@ -41,6 +41,7 @@ OTHERS = (
     "sparsify-weights{scope=row}",
     'sparsify-weights{pattern="n:m"}',
     "sparsify-weights{pattern=block}",
+    "share-weights",
 )
 """Passes whose memory has the limit of the stream, and whose time has none."""
 

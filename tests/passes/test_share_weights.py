@@ -19,6 +19,7 @@ from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.deduplicate import Deduplicate
 from graphopt.passes.eliminate_dead import EliminateDead
 from graphopt.passes.fold_constants import FoldConstants
+from graphopt.passes.palettes import choose
 from graphopt.passes.palettes.codebook import make_codebook
 from graphopt.passes.share_weights import ShareWeights
 from tests.passes.harness import apply, assert_golden
@@ -250,6 +251,24 @@ def test_external_weights_are_read_in_blocks_and_come_out_the_same(tmp_path: Pat
     outside, _ = apply(ShareWeights(), load(tmp_path / "m.onnx"), bits=5, check=False)
     save(outside, tmp_path / "out.onnx")
     np.testing.assert_array_equal(values_of(onnx.load(tmp_path / "out.onnx"), 301), values_of(inside, 301))
+
+
+def test_a_codebook_from_a_part_of_a_large_weight_is_as_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = normal(300, 300)
+    proto = matmul(weight)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    sqnr = []
+    for points in (1 << 20, 1 << 14):  # the second one looks at every sixth element
+        monkeypatch.setattr(choose, "_SAMPLED", points)
+        monkeypatch.setattr(choose, "_POINTS", points)
+        after, _ = apply(ShareWeights(), load(tmp_path / "m.onnx"), granularity="tensor", check=False)
+        save(after, tmp_path / "out.onnx")
+        error = values_of(onnx.load(tmp_path / "out.onnx"), 300) - weight
+        sqnr.append(10 * np.log10(np.square(weight).sum() / np.square(error).sum()))
+    assert sqnr[1] == pytest.approx(sqnr[0], abs=0.1)
+    assert sqnr[1] != sqnr[0]
 
 
 def test_weights_that_are_alike_are_stored_once() -> None:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 Granularity = Literal["auto", "tensor", "channel", "group"]
 
 _SAMPLED = 1 << 22
-"""A weight of more elements is looked at through every k-th of them; its codes are found for all."""
+_POINTS = 1 << 20
+"""A weight in a file with more elements than the first number is looked at through at most as many of them as
+the second says; its codes are found for all. Sorting and summing take a hundred bytes a point."""
 
 _REFITS = 3
 """Rounds of codebook and scales; each lessens the error, later ones hardly."""
@@ -204,7 +206,7 @@ def _grouped(candidate: Candidate, wide: Floats, mass: Floats | None, wish: Wish
 
 def _choose_sampled(candidate: Candidate, wish: Wish) -> Choice:
     """Choose one codebook from a part of a large weight that lies in a file."""
-    step = -(-candidate.size // _SAMPLED)
+    step = -(-candidate.size // _POINTS)
     blocks = scan(Matrix(candidate.tensor, candidate.size, 1), lambda block: _every(block, step))
     sample = np.concatenate(blocks).astype(np.float64)
     found = Choice(Palette(np.zeros((1, 1)), 8, candidate.axis), 0.0, exact=False)
