@@ -118,7 +118,7 @@ def run_case(name: str, tasks: Any, *, timed: bool, known: dict[str, float]) -> 
                 ratio, noise = latency.ratio, latency.noise_ratio
     passed = after <= before * case.size_ratio + case.spare_bytes and (case.drop is None or drop <= case.drop)
     if ratio is not None and noise is not None:
-        passed &= abs(ratio - 1) <= 0.03 + noise
+        passed &= abs(ratio - 1) <= 0.03 + abs(noise - 1)
     return Row(name, after, before, after / before, metric, fp32, drop, ratio, noise, seconds, passed)
 
 
