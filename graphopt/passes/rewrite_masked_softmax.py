@@ -21,6 +21,8 @@ from graphopt.ir.rewrite import add_initializer, attribute, has_reference, is_op
 from graphopt.ir.shapes import Shapes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from graphopt.ir import Model
 
 FLOOR = 60.0
@@ -38,6 +40,12 @@ _TELLS_ZERO = frozenset(
     {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "NonZero", "Reciprocal", "Sign"}
 )
 """What may make much of the difference between nothing and almost nothing."""
+
+_PASSES_ON = frozenset({
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+    "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""What hands the elements on as they are."""
 
 
 class RewriteMaskedSoftmax(Pass):
@@ -113,7 +121,9 @@ def _why_not(model: Model, node: oir.Node, shapes: Shapes) -> str:
         return "it is not known to compute in float32"
     if has_reference(node):
         return "its axis is an attribute of the function"
-    tellers = sorted({user.op_type for user in node.outputs[0].consumers()} & _TELLS_ZERO)
+    tellers = sorted(
+        {user.op_type for user in _readers(node.outputs[0]) if user.op_type in _TELLS_ZERO or _to_bool(user)}
+    )
     if tellers:
         return f"{tellers[0]} reads it, which tells 0 from {np.exp(-FLOOR):.0e}"
     producer = source.producer() if source is not None else None
@@ -129,6 +139,21 @@ def _why_not(model: Model, node: oir.Node, shapes: Shapes) -> str:
                 f"upgrade-opset{{to={_SOFTMAX_OF_ONE_AXIS}}} would help"
             )
     return ""
+
+
+def _readers(value: oir.Value) -> Iterator[oir.Node]:
+    """Yield all that reads *value*, as it is or through what hands its elements on."""
+    waiting, seen = [value], {value}
+    while waiting:
+        for user in waiting.pop().consumers():
+            yield user
+            if user.op_type in _PASSES_ON:
+                waiting += [each for each in user.outputs if each not in seen]
+                seen.update(user.outputs)
+
+
+def _to_bool(node: oir.Node) -> bool:
+    return is_op(node, "Cast") and attribute(node, "to", 0) == oir.DataType.BOOL
 
 
 def _axis(model: Model, node: oir.Node) -> int:

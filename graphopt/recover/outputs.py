@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from graphopt.runtime.session import Feeds
 
 _PEELED = frozenset({
-    "Cast", "Clip", "Flatten", "Identity", "LogSoftmax", "QuantizeLinear", "Reshape", "Sigmoid", "Softmax",
-    "Squeeze", "Transpose", "Unsqueeze",
+    "ArgMax", "ArgMin", "Cast", "Clip", "Flatten", "Hardmax", "Identity", "LogSoftmax", "QuantizeLinear",
+    "Reshape", "Sigmoid", "Softmax", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def _variance(samples: Sequence[npt.NDArray[Any]]) -> float:
 
 
 def _peeled(value: oir.Value) -> oir.Value:
-    """Return what *value* is made of by operators of one input that squash, round or reorder it.
+    """Return what *value* is made of by operators of one input that squash, round, rank or reorder it.
 
     A softmax or rounded codes hide small errors, and what follows from them when they add up.
     """

@@ -465,3 +465,30 @@ def test_adds_in_another_order_than_their_products_and_a_number_of_higher_rank(t
     one, two = means(before, data, compared), means(after, data, compared)
     for name in compared:
         np.testing.assert_allclose(two[name], one[name], atol=1e-5)
+
+
+def test_operators_in_bodies_are_named(tmp_path: Path) -> None:
+    """c = Conv(x); y = Conv(c) or c, as a condition says; the reference has other biases."""
+
+    def conditional(shift: float) -> onnx.ModelProto:
+        bodies = [
+            helper.make_graph(
+                [node],
+                node.op_type,
+                [],
+                [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)],
+            )
+            for node in (NODE("Conv", ["c", "w2", "b"], ["t"], "inner"), NODE("Identity", ["c"], ["e"]))
+        ]
+        nodes = [
+            NODE("Conv", ["x", "w1", "b"], ["c"], "outer"),
+            NODE("If", ["on"], ["y"], then_branch=bodies[0], else_branch=bodies[1]),
+        ]
+        weights = {"w1": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1, seed=1), "on": np.ones((), bool)}
+        return model_of(nodes, {**weights, "b": normal(4, seed=2) + np.float32(shift)}, [2, 3, 8, 8], 4)
+
+    path = tmp_path / "original.onnx"
+    path.write_bytes(conditional(0.0).SerializeToString())
+    _, report = apply(CorrectBias(), conditional(0.5), data=feeds(), reference=path)
+    assert report.counts["corrected"] == 1
+    assert report.skipped == (("Conv 'inner'", "it is inside a body or function, which is not run in parts"),)

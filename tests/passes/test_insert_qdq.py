@@ -336,6 +336,20 @@ def test_bad_input_says_what_to_do(change: dict[str, Any], words: str) -> None:
         apply(InsertQdq(), model, data=data)
 
 
+def test_behind_a_weight_that_is_not_finite_values_are_said_to_hold_nan() -> None:
+    weight = normal(4, 3, 1, 1)
+    weight[:] = np.nan
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Conv", ["c", "v"], ["y"], "behind"),
+    ]
+    model = graph_of(nodes, {"w": weight, "v": normal(4, 4, 1, 1)}, [1, 3, 4, 4], [1, 4, 4, 4])
+    _, report = apply(InsertQdq(), model, data=feeds((1, 3, 4, 4)), measure="off")
+    reasons = dict(report.skipped)
+    assert "its weight holds NaN" in reasons["conv"]
+    assert "'c': it held NaN or infinity in" in reasons["behind"]
+
+
 def old(opset: int = 11) -> onnx.ModelProto:
     """Conv and a Softmax over all that follows, as it was before opset 13."""
     nodes = [

@@ -241,10 +241,37 @@ def test_a_floor_serves_one_axis() -> None:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-6, atol=1e-25)
 
 
-def test_a_logarithm_tells_nothing_from_almost_nothing() -> None:
+@pytest.mark.parametrize(
+    ("chain", "teller"),
+    [
+        ([helper.make_node("Log", ["y"], ["z"])], "Log"),
+        (
+            [
+                helper.make_node("Cast", ["y"], ["wide"], to=TensorProto.DOUBLE),
+                helper.make_node("Transpose", ["wide"], ["turned"], perm=[0, 2, 1]),
+                helper.make_node("Log", ["turned"], ["z"]),
+            ],
+            "Log",
+        ),
+        ([helper.make_node("Cast", ["y"], ["z"], to=TensorProto.BOOL)], "Cast"),
+        ([helper.make_node("Cast", ["y"], ["wide"], to=TensorProto.DOUBLE),
+          helper.make_node("Neg", ["wide"], ["z"])], ""),
+    ],
+    ids=["at once", "behind a Cast and a Transpose", "as a condition", "nobody tells"],
+)  # fmt: skip
+def test_what_tells_nothing_from_almost_nothing(chain: list[onnx.NodeProto], teller: str) -> None:
     model = attention(CAUSAL)
-    model.graph.node.append(helper.make_node("Log", ["y"], ["z"]))
-    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, ROWS, ROWS]))
-    _, report = apply(PASS, model)
-    assert not report.changed
-    assert "Log reads it" in dict(report.skipped)["attend"]
+    model.graph.node.extend(chain)
+    element = {"Cast": TensorProto.BOOL, "Neg": TensorProto.DOUBLE}.get(chain[-1].op_type)
+    if len(chain) > 2:
+        element = TensorProto.DOUBLE
+    model.graph.output.append(
+        helper.make_tensor_value_info("z", element or TensorProto.FLOAT, [2, ROWS, ROWS])
+    )
+    after, report = apply(PASS, model)
+    assert report.changed == (not teller)
+    if teller:
+        assert f"{teller} reads it" in dict(report.skipped)["attend"]
+    else:
+        one, two = (run_feeds(session_for(each), {"x": scores()}) for each in (model, after))
+        np.testing.assert_allclose(two["z"], one["z"], rtol=1e-6, atol=1e-25)

@@ -186,7 +186,7 @@ class Slot:
 
 
 class Finder:
-    """Finds the slots of the main graph of a model.
+    """Finds the slots of the main graph of a model; operators in bodies and functions are named alone.
 
     Args:
         model: The model.
@@ -206,7 +206,7 @@ class Finder:
         self.add = add
         self.skipped: list[tuple[str, str]] = []
         self._fixed: set[oir.Value] = set()
-        for node in model.graph:
+        for node in model.nodes():
             if node.inputs and not has_graphs(node) and all(map(self.is_fixed, node.inputs)):
                 self._fixed.update(node.outputs)
 
@@ -222,6 +222,10 @@ class Finder:
                 self.skipped.append((named(node), slot))
             else:
                 found.append(slot)
+        for node in self.model.nodes():
+            if node.graph is not self.model.graph and self._channels(node) is not None:
+                reason = "it is inside a body or function, which is not run in parts"
+                self.skipped.append((named(node), reason))
         return found
 
     def is_fixed(self, value: oir.Value | None) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as oir
 
 from graphopt.ir.quantised import is_dequantize
 from graphopt.ir.rewrite import (
@@ -30,8 +31,6 @@ from graphopt.passes.equalize.atoms import Atoms, Bound, Label, Offset, Operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import onnx_ir as oir
 
     from graphopt.ir.model import Model
     from graphopt.ir.shapes import Shapes
@@ -128,6 +127,8 @@ class Flow:
             return "it reads a constant"
         if not tensor.dtype.is_floating_point() or tensor.dtype.itemsize < 2:
             return f"its weight is {tensor.dtype.name.lower()}"
+        if tensor.dtype == oir.DataType.FLOAT16:
+            return "it computes in float16, whose narrow range scaled values may leave"
         if len(weight.uses()) > 1 or weight.is_graph_input() or weight.is_graph_output():
             return "its weight has other readers"
         if reason := self.keep(node):

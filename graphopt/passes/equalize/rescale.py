@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-_SMALLEST = {np.dtype(np.float16): 2.0**-14, np.dtype(np.float32): 2.0**-126}
+_SMALLEST = 2.0**-126  # normal number of float32 and bfloat16
 
 
 class Rescaling:
@@ -84,10 +84,13 @@ class Rescaling:
         """
         groups = groups_of(self.flow, self.roots, self.locked)
         if not groups:
+            if not self.skipped:
+                self.skipped.append(("model", "no channel lies between two weights that scales may pass"))
             return
         ranges = [ranges_of(operator, self.roots) for operator in self.flow.operators]
         logs = self._settled(ranges, groups, exact=exact)
         if not logs.any():
+            self.skipped.append(("model", "its channels are as alike as scales can make them"))
             return
         for operator, each in zip(self.flow.operators, ranges, strict=True):
             before, after = flatness(each, np.zeros(len(logs))), flatness(each, logs)
@@ -246,11 +249,11 @@ def _times(array: Array, factor: Array) -> Array:
 
 
 def _fits(array: Array, factor: Array) -> bool:
-    """Return whether the product is finite and nothing falls below the normal numbers of its type."""
+    """Return whether the product is finite, nothing leaves the normal numbers, and others lose no bit."""
     wide = np.abs(array.astype(np.float64))
     after = wide * factor
     kind = array.dtype
     limit = float(np.finfo(kind).max) if kind.kind == "f" else 3e38  # bfloat16 has the range of float32
-    smallest = _SMALLEST.get(kind, 2.0**-126)
-    lost = (after < smallest) & (np.broadcast_to(wide, after.shape) >= smallest)
+    rounded = after.astype(kind).astype(np.float64)
+    lost = (after < _SMALLEST) & ((np.broadcast_to(wide, after.shape) >= _SMALLEST) | (rounded != after))
     return bool(after.max(initial=0.0) < limit) and not bool(lost.any())

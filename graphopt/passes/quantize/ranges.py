@@ -69,11 +69,12 @@ class Ranges:
             return "it carries an additive mask to a Softmax"
         if name in self._statistics.skipped:
             return f"it has no statistics: {self._statistics.skipped[name]}"
+        seen = self._statistics.ranges.get(name)
+        if seen is not None and seen.nonfinite:
+            return f"it held NaN or infinity in {seen.nonfinite} elements"
         if not self._statistics.has_range(name):
             return "the data never reached it"
         sketch = self._statistics.range(name)
-        if sketch.nonfinite:
-            return f"it held NaN or infinity in {sketch.nonfinite} elements"
         if sketch.is_constant and sketch.count > 1:
             # Any scale fits one number, and none fits what other data would bring.
             return f"it is {sketch.minimum:g} throughout the data"
