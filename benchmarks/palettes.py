@@ -11,7 +11,6 @@ Needs GRAPHOPT_ASSETS, and pillow for the tasks with images.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 import onnxruntime as ort
 
 import graphopt
+from benchmarks.rows import merge
 from tests.corpora import asset_tasks
 
 CLEAN = ",canonicalize,fold-constants,deduplicate,eliminate-dead{traces=true}"
@@ -132,9 +132,6 @@ def main() -> int:
     parser.add_argument("--no-time", action="store_true")
     arguments = parser.parse_args()
     tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
-    kept: list[dict[str, Any]] = []
-    if arguments.json and arguments.json.exists():
-        kept = json.loads(arguments.json.read_text())
     rows, known = [], {}
     for name in arguments.cases or CASES:
         row = run_case(name, tasks, timed=not arguments.no_time, known=known)
@@ -147,10 +144,7 @@ def main() -> int:
             flush=True,
         )
         if arguments.json:
-            # Cases that did not run this time stay as they were; the file has the order of CASES.
-            found = {each["case"]: each for each in kept} | {each.case: asdict(each) for each in rows}
-            ordered = [found[case] for case in CASES if case in found]
-            arguments.json.write_text(json.dumps(ordered, indent=1) + "\n")
+            merge(arguments.json, map(asdict, rows), CASES, indent=1)
     return int(not all(row.passed for row in rows))
 
 

@@ -13,7 +13,6 @@ Needs GRAPHOPT_ASSETS, and pillow for the tasks with images. Run with OMP_NUM_TH
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import onnxruntime as ort
 
 import graphopt
+from benchmarks.rows import merge
 from tests.corpora import asset_tasks
 
 LS = "recover=least-squares"
@@ -241,9 +241,7 @@ def main() -> int:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8"
-        )
+        merge(arguments.json, map(asdict, rows), CASES)
     return 1 if any(row.passed is False for row in rows) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import ANY
 
@@ -10,9 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from graphopt.calibrate.collection import collect
 from graphopt.errors import DataError
 from graphopt.ir.emit import emit
+from graphopt.ir.lower import lower
 from graphopt.passes.prune_channels import PruneChannels
+from graphopt.passes.pruning.anatomy import examine
+from graphopt.passes.pruning.obs import Obs
 from graphopt.recover.walk import Agreement
 from tests.passes.harness import apply, run_feeds, session_for
 from tests.passes.pruning.scenarios import array, conv, info, model_of, relu
@@ -256,6 +261,26 @@ def test_what_hardly_reaches_the_output_goes_first() -> None:
     assert error(model, found, held) < 0.01 * error(model, local, held)
     (family,) = report.extra["families"]  # type: ignore[misc]
     assert family["kept"] < 4  # type: ignore[has-type]
+
+
+def test_with_a_ridge_beyond_all_data_the_smallest_columns_go_first() -> None:
+    """Nothing can then make up for a unit, and all directions count alike: its column's norm is its cost."""
+    model, criterion = lower(mlp(copies=0)), Obs()
+    anatomy = examine(model, dims={})
+    (family,) = anatomy.families
+    subject = anatomy.subject(family.name)
+    feeds = [{key: np.asarray(value) for key, value in feed.items()} for feed in vectors(40)]
+    subject = replace(subject, statistics=collect(model, feeds, criterion.needs(subject)))
+    (weight,) = (w for w in model.graph.initializers.values() if w.name == "w2")
+    assert weight.const_value is not None
+    smallest = np.argsort(np.linalg.norm(weight.const_value.numpy(), axis=1))
+    drawn = criterion.draw(subject, 1e9)
+    assert drawn.path is not None
+    assert drawn.path.order == tuple(smallest[:-1])
+    assert criterion.draw(subject).path != drawn.path
+    criterion.use(drawn)
+    assert criterion.ridges == {family.name: 1e9}
+    np.testing.assert_array_equal(np.argsort(criterion.scores(subject)), smallest)
 
 
 def test_measuring_at_the_outputs_wants_samples_to_hold_out() -> None:
