@@ -96,13 +96,6 @@ CASES = {
         200,
         0.05,
     ),
-    "mobilenetv2-80-obs-output": Case(
-        "mobilenetv2",
-        f"prune-channels{{macs_ratio=0.8,{TIGHT},criterion=obs,sensitivity=output,{LS},ridge=auto,"
-        "rows_per_sample=196}",
-        200,
-        0.05,
-    ),
     "mobilenetv2-80-obs-sweeps": Case(
         "mobilenetv2",
         f"prune-channels{{macs_ratio=0.8,{TIGHT},criterion=obs,sensitivity=output,{LS},ridge=auto,sweeps=2,"
