@@ -41,7 +41,7 @@ FLOOR = 1e-4
 LS = "recover=least-squares"
 STEPS = {
     "prune": "prune-channels{params_ratio=0.8,best_effort=true,round_to=4," + LS + "}",
-    "blocks": "prune-blocks{count=1,best_effort=true," + LS + "}",
+    "blocks": "prune-blocks{count=1," + LS + "}",
     "lowrank": "factorize-lowrank{params_ratio=0.8,round_to=4,min_gain=1}",
     "sparse": "sparsify-weights{sparsity=0.3}",
     "palette": "share-weights{bits=6}",

@@ -494,6 +494,15 @@ def test_protected_weights_are_not_fitted() -> None:
     assert ("Conv 'conv_p1'", "not fitted: protected") in report.skipped
 
 
+def test_where_nothing_can_be_fitted_it_says_so() -> None:
+    options: dict[str, Any] = {"blocks": ["one", "y"], "recover": "bias", "data": vectors()}
+    with pytest.raises(GateFailed, match="recover=bias: nothing stays that has a float weight to fit"):
+        prune(parallel(), **options)
+    after, report = prune(parallel(), best_effort=True, **options)
+    assert_same_function(masked(parallel(), one="ff", y="gg"), after, dims={"n": 2})
+    assert report.extra["recovery"]["stages"] == []
+
+
 def test_the_same_run_gives_the_same_bytes() -> None:
     runs = [prune(resnet(), count=2, recover="least-squares", data=images(24))[0] for _ in range(2)]
     one, two = (

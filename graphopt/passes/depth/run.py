@@ -57,7 +57,7 @@ class Run:
         """Do everything.
 
         Raises:
-            GateFailed: The budget cannot be reached.
+            GateFailed: The budget cannot be reached, or nothing can be fitted.
             OptionError: A name fits no block.
             DataError: There are no data to measure errors on, or to fit to.
             PassFailed: The oracle found a difference.
@@ -227,7 +227,7 @@ class Run:
         raise GateFailed(
             f"{message} ({'; '.join(reasons) or 'the model has no other additions of what varies'})",
             where="prune-blocks",
-            hint="Ask for less, or set best_effort=true.",
+            hint="Ask for less, prune before what quantises, or set best_effort=true.",
         )
 
     def _leave_out(self, chosen: Sequence[Block]) -> dict[str, int]:
@@ -236,6 +236,8 @@ class Run:
         recovery = self._recovery()
         if recovery is not None:
             fit = fit_without(self.model, chosen, self._data(f"recover={recovery.method} fits"), recovery)
+            if not fit.solved:
+                self._fall_short(f"recover={recovery.method}: nothing stays that has a float weight to fit")
             fit.write(self.model)
             self.extra["recovery"] = fit.report
             self.skipped += fit.skipped
