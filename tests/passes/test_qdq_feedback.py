@@ -119,3 +119,11 @@ def test_a_weight_that_two_read_is_rounded_to_nearest_and_named() -> None:
     assert set(reasons) == {"one", "two"}
     assert all("something else reads its weight too" in reason for reason in reasons.values())
     assert found["report"].counts["fed_back"] == 0
+
+
+def test_moments_that_would_not_fit_are_not_collected() -> None:
+    channels = 230  # times nine: 2,070 elements a row, of which a depthwise convolution reads nine at a time
+    made = [helper.make_node("Conv", ["x", "w"], ["y"], "wide", pads=[1, 1, 1, 1], group=channels)]
+    model = graph_of(made, {"w": normal(channels, 1, 3, 3)}, [1, channels, 4, 4], [1, channels, 4, 4])
+    found = codes_of(model, smooth([1, channels, 4, 4], 2, 3), feedback=True)
+    assert dict(found["report"].skipped)["wide"].endswith("second moments of rows of 2070 would take 32 MiB")

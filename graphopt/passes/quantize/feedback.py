@@ -13,6 +13,7 @@ import numpy as np
 
 from graphopt.calibrate.needs import Rows
 from graphopt.ir.rewrite import attribute, is_op
+from graphopt.passes.quantize.candidates import floats_of
 from graphopt.passes.quantize.grid import weight_code_range
 from graphopt.recover.feedback import round_with_feedback
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import numpy.typing as npt
-    import onnx_ir as oir
 
     from graphopt.calibrate.moments import Gram
     from graphopt.ir.shapes import Shapes
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from graphopt.recover.moments import Matrix
 
     Array = npt.NDArray[Any]
+
+_LONGEST = 1 << 13
+"""Elements of a row up to which second moments are collected: their square times eight bytes."""
+_LONGEST_GROUPED = 1 << 11
+"""The same where only the blocks of the groups are read of them."""
 
 
 class Feedback:
@@ -50,10 +55,8 @@ class Feedback:
     def __init__(
         self, grams: Mapping[Rows, Gram], computes: Iterable[Compute], shapes: Shapes, settings: Settings
     ) -> None:
-        computes = tuple(computes)
-        self._shared = frozenset(each.node for each in computes if len(each.weight.uses()) > 1)
-        rows = rows_of(computes, shapes)
-        self._grams = {node: grams[each] for node, each in rows.items() if each in grams}
+        self._rows = {each.node: rows_of(each, shapes) for each in computes}
+        self._grams = grams
         self._first, self._last = weight_code_range(
             settings.weight_dtype, symmetric=settings.symmetric_weights, reduce_range=settings.reduce_range
         )
@@ -62,17 +65,12 @@ class Feedback:
 
     def apply(self, each: Compute, weight: Array, codes: Codes) -> Codes:
         """Return *codes* of the same scales for *weight*, chosen with feedback where that can be."""
-        gram = self._grams.get(each.node)
-        groups = int(attribute(each.node, "group", 1)) if is_op(each.node, "Conv") else 1
+        rows = self._rows[each.node]
+        groups = groups_of(each)
         values, levels = _as_matrix(each, weight), _as_matrix(each, codes.dequantised())
-        reason = ""
-        if gram is None:
-            reason = "there are no second moments of what its weight is multiplied with"
-        elif each.node in self._shared:
-            reason = "something else reads its weight too"
-        elif gram.size != values.shape[1] * groups:
-            reason = "the second moments are not those of its weight"
-        if gram is None or reason:
+        gram = None if isinstance(rows, str) else self._grams.get(rows)
+        if gram is None or gram.size != values.shape[1] * groups:
+            reason = rows if isinstance(rows, str) else "there are no second moments of what it multiplies"
             self.skipped.append((each.label, f"weight rounded to nearest: {reason}"))
             return codes
         if np.array_equal(values, levels):  # it was on this grid before
@@ -112,10 +110,25 @@ class Feedback:
         return replace(codes, codes=_from_matrix(each, whole, codes.codes))
 
 
-def rows_of(computes: Iterable[Compute], shapes: Shapes) -> dict[oir.Node, Rows]:
-    """Return the rows that the weights of *computes* are multiplied with, as far as there are such."""
-    found = {each.node: Rows.of(each.node, 0, shapes) for each in computes if each.kind != "transposed"}
-    return {node: rows for node, rows in found.items() if rows is not None}
+def rows_of(each: Compute, shapes: Shapes) -> Rows | str:
+    """Return the rows that a weight is multiplied with, or why it is rounded to nearest."""
+    if each.kind == "transposed":
+        return "a ConvTranspose has no rows of its own"
+    if len(each.weight.uses()) > 1:
+        return "something else reads its weight too"
+    rows, weight = Rows.of(each.node, 0, shapes), floats_of(each.weight)
+    if rows is None or weight is None:
+        return "the rows that it multiplies cannot be told"
+    groups = groups_of(each)
+    length = _as_matrix(each, weight).shape[1] * groups
+    if length > (_LONGEST_GROUPED if groups > 1 else _LONGEST):
+        return f"the second moments of rows of {length} would take {length**2 * 8 >> 20} MiB"
+    return rows
+
+
+def groups_of(each: Compute) -> int:
+    """Return in how many groups a node multiplies."""
+    return int(attribute(each.node, "group", 1)) if is_op(each.node, "Conv") else 1
 
 
 def _as_matrix(each: Compute, weight: Array) -> Matrix:

@@ -181,8 +181,9 @@ class Quantizer:
         # A chain may end at another value once a range turned out unusable.
         for each in placement.computes:
             names.update(value.name for value in (each.data, each.result) if value.name)
-        rows = rows_of(placement.computes, self.shapes).values() if self.options.feedback else ()
-        return Needs(ranges=frozenset(names), grams=frozenset(rows))
+        rows = [rows_of(each, self.shapes) for each in placement.computes] if self.options.feedback else []
+        grams = frozenset(each for each in rows if not isinstance(each, str))
+        return Needs(ranges=frozenset(names), grams=grams)
 
     def _ranges(self, statistics: Statistics) -> Ranges:
         return Ranges(
