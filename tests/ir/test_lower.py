@@ -322,7 +322,7 @@ def graphs(draw: st.DrawFn, prefix: str, outer: tuple[str, ...], depth: int) -> 
     return graph
 
 
-@settings(deadline=None, max_examples=examples(150))
+@settings(deadline=None, max_examples=examples(60))
 @given(graphs("", (), 2), PROPS)
 def test_random_graphs_come_back(graph: onnx.GraphProto, props: dict[str, str]) -> None:
     proto = model(graph, domains=(("d", 1),))

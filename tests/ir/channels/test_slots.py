@@ -29,7 +29,7 @@ def systems(draw: st.DrawFn) -> list[tuple[str, list[int], list[int]]]:
 
 
 @given(systems(), st.integers(0, 2**32 - 1))
-@settings(max_examples=examples(400), deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_every_equation_holds_whatever_is_removed(
     steps: list[tuple[str, list[int], list[int]]], seed: int
 ) -> None:
