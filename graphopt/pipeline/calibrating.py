@@ -130,7 +130,7 @@ def calibrate(
         raise DataError(
             "the pipeline asks for no statistics of this model",
             where="calibrate",
-            hint="Leave --pipeline out to collect the ranges of all activations.",
+            hint="Leave --pipeline or the passes of the recipe out to collect the ranges of all activations.",
         )
     digest = content_hash(model)
     earlier = [Statistics.load(path) for path in merge]

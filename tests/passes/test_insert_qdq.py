@@ -11,10 +11,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.calibrate import collect
 from graphopt.errors import DataError, GraphoptError, OptionError
 from graphopt.ir.emit import emit
+from graphopt.ir.lower import lower
 from graphopt.passes.insert_qdq import InsertQdq
 from graphopt.passes.quantize.grid import activation_grid, bias_codes, linear_step, weight_codes
+from graphopt.pipeline.calibrating import everything
 from graphopt.runtime.measurements import Measured
 from tests.passes.harness import apply, assert_golden, parse
 
@@ -334,6 +337,20 @@ def test_bad_input_says_what_to_do(change: dict[str, Any], words: str) -> None:
         return
     with pytest.raises((OptionError, DataError), match=words):
         apply(InsertQdq(), model, data=data)
+
+
+def test_what_was_not_measured_is_said() -> None:
+    model = lower(residual())
+    statistics = collect(model, feeds((1, 3, 8, 8)), everything(model).needs)
+    cases: list[tuple[dict[str, Any], str | None]] = [
+        ({}, "there is no data here to measure with: float may be faster"),
+        ({"target": "tensorrt"}, "there is no provider 'tensorrt' here to measure with: float may be faster"),
+        ({"measure": "off"}, None),
+    ]
+    for options, reason in cases:
+        _, report = apply(InsertQdq(), residual(), statistics=statistics, **options)
+        assert report.changed
+        assert dict(report.skipped).get("measure=auto") == reason
 
 
 def test_behind_a_weight_that_is_not_finite_values_are_said_to_hold_nan() -> None:

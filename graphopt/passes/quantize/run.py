@@ -235,6 +235,9 @@ class Quantizer:
                 skipped.append(("model", NOTHING_PAYS + self._way_out(found)))
                 return Report(changed=False, skipped=tuple(skipped), extra=extra)
             variant = outcome
+        elif self.options.measure == "auto":
+            what = "data" if self.context.can_measure else f"provider {self.context.target.provider!r}"
+            skipped.append(("measure=auto", f"there is no {what} here to measure with: float may be faster"))
         labels = [each.label for each in found]
         feedback = None
         if self.options.feedback:
