@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+from graphopt.api import Context, Pass, PassInfo, Report
+from graphopt.passes.pruning.options import BudgetOptions
 
 if TYPE_CHECKING:
     from graphopt.api import Evidence
@@ -26,33 +27,9 @@ class PruneBlocks(Pass):
         lossy=True,
     )
 
-    class Options(PassOptions):
+    class Options(BudgetOptions):
         """How much stays, and what may go."""
 
-        macs_ratio: float | None = Field(
-            default=None,
-            gt=0,
-            le=1,
-            description="MACs that remain, after / before, of the whole graph (a ratio in (0, 1])",
-        )
-        params_ratio: float | None = Field(
-            default=None,
-            gt=0,
-            le=1,
-            description="parameters that remain, after / before, of the whole graph (a ratio in (0, 1])",
-        )
-        time_ratio: float | None = Field(
-            default=None,
-            gt=0,
-            le=1,
-            description="time that remains, after / before, measured on the target's provider (a ratio in"
-            " (0, 1])",
-        )
-        timed_as: str | None = Field(
-            default=None,
-            description="with time_ratio, pipeline that candidates go through before they are timed, as the"
-            " result will later; the time before is without it (a text in quotes)",
-        )
         count: int | None = Field(default=None, ge=1, description="blocks that go (a number)")
         blocks: list[str] = Field(
             default_factory=list,
@@ -92,13 +69,7 @@ class PruneBlocks(Pass):
 
         @model_validator(mode="after")
         def _one_budget(self) -> Self:
-            budgets = ("macs_ratio", "params_ratio", "time_ratio", "count", "blocks")
-            given = [name for name in budgets if getattr(self, name) not in (None, [])]
-            if len(given) != 1:
-                got = " and ".join(given) or "none of them"
-                raise ValueError(f"expected exactly one of {', '.join(budgets[:-1])} and blocks, got {got}")
-            if self.timed_as is not None and self.time_ratio is None:
-                raise ValueError("timed_as says how time_ratio is measured, and there is none")
+            self.require_one_budget("count", "blocks")
             return self
 
     def evidence(self, options: Options) -> Evidence:

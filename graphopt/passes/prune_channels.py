@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from graphopt.api import Context, Pass, PassInfo, PassOptions, Report
+from graphopt.api import Context, Pass, PassInfo, Report
+from graphopt.passes.pruning.options import BudgetOptions
 
 if TYPE_CHECKING:
     from graphopt.api import Evidence
@@ -28,33 +29,9 @@ class PruneChannels(Pass):
         lossy=True,
     )
 
-    class Options(PassOptions):
+    class Options(BudgetOptions):
         """How much stays, and what may go."""
 
-        macs_ratio: float | None = Field(
-            default=None,
-            gt=0,
-            le=1,
-            description="MACs that remain, after / before, of the whole graph (a ratio in (0, 1])",
-        )
-        params_ratio: float | None = Field(
-            default=None,
-            gt=0,
-            le=1,
-            description="parameters that remain, after / before, of the whole graph (a ratio in (0, 1])",
-        )
-        time_ratio: float | None = Field(
-            default=None,
-            gt=0,
-            le=1,
-            description="time that remains, after / before, measured on the target's provider; families are"
-            " cut by what that saves (a ratio in (0, 1])",
-        )
-        timed_as: str | None = Field(
-            default=None,
-            description="with time_ratio, pipeline that candidates go through before they are timed, as the"
-            " result will later; the time before is without it (a text in quotes)",
-        )
         plan: Path | None = Field(
             default=None,
             description="plan.toml that says what each family keeps, instead of a ratio (a path)",
@@ -147,15 +124,9 @@ class PruneChannels(Pass):
 
         @model_validator(mode="after")
         def _one_budget(self) -> Self:
-            budgets = ("macs_ratio", "params_ratio", "time_ratio", "plan")
-            given = [name for name in budgets if getattr(self, name) is not None]
-            if len(given) != 1:
-                got = " and ".join(given) or "none of them"
-                raise ValueError(f"expected exactly one of {', '.join(budgets[:-1])} and plan, got {got}")
+            self.require_one_budget("plan")
             if self.sensitivity == "output" and self.criterion != "obs":
                 raise ValueError(f"sensitivity=output weighs losses of criterion=obs, got {self.criterion}")
-            if self.timed_as is not None and self.time_ratio is None:
-                raise ValueError("timed_as says how time_ratio is measured, and there is none")
             if self.max_rounds > 1 and self.time_ratio is not None:
                 raise ValueError("time_ratio is reached in one round; max_rounds must be 1")
             return self
