@@ -207,7 +207,7 @@ def test_blocks_of_a_resnet_and_not_what_has_a_projection() -> None:
     assert [(each.name, each.stream, each.branch) for each in blocks] == [
         (f"t{k}", f"r{k}", f"z{k}") for k in range(3)
     ]
-    assert skipped == {"Add 'projected'": "neither operand starts from the other"}
+    assert skipped == {"Add 'projected'": "neither operand starts from the other and serves nothing else"}
 
 
 def test_blocks_of_a_transformer_and_not_its_masks() -> None:
@@ -225,7 +225,9 @@ def test_blocks_inside_of_blocks_and_side_by_side() -> None:
 def test_what_something_else_reads_is_no_branch() -> None:
     proto = resnet()
     proto.graph.output.append(info("z1", ["n", WIDTH, 8, 8]))
-    assert [each.name for each in blocks_of(proto)[0]] == ["t0", "t2"]
+    blocks, skipped = blocks_of(proto)
+    assert [each.name for each in blocks] == ["t0", "t2"]
+    assert skipped == {"Add 't1'": "neither operand starts from the other and serves nothing else"}
 
 
 def test_a_sum_that_is_larger_than_the_stream_stays() -> None:
@@ -492,6 +494,27 @@ def test_protected_weights_are_not_fitted() -> None:
     assert kept is not None
     np.testing.assert_array_equal(kept.numpy(), array(12, WIDTH, 3, 3, seed=1))
     assert ("Conv 'conv_p1'", "not fitted: protected") in report.skipped
+
+
+def test_what_is_broadcast_to_a_sum_does_not_make_up_for_its_branch() -> None:
+    """s + one number a channel, then a block: that number cannot put out what the block adds to pixels."""
+    nodes = [
+        conv("x", "ws", "s"),
+        helper.make_node("GlobalAveragePool", ["s"], ["p"]),
+        helper.make_node("Conv", ["p", "wq"], ["q"], name="conv_q"),
+        add("s", "q", "t"),
+        conv("t", "wa", "a"),
+        add("t", "a", "u"),
+        conv("u", "wy", "y"),
+    ]
+    weights = {name: array(WIDTH, WIDTH, 3, 3, seed=seed) for seed, name in enumerate(("ws", "wa", "wy"))}
+    weights |= {"wq": array(WIDTH, WIDTH, 1, 1)}
+    proto = model_of(nodes, [info("x", [1, WIDTH, 4, 4])], [info("y", [1, WIDTH, 4, 4])], weights)
+    generator = np.random.default_rng(0)
+    data = [{"x": generator.normal(size=(1, WIDTH, 4, 4)).astype(np.float32)} for _ in range(16)]
+    _, report = prune(proto, blocks=["u"], recover="least-squares", data=data)
+    fitted = [each["where"] for each in report.extra["recovery"]["stages"]]
+    assert fitted == ["Conv 'conv_y'"]
 
 
 def test_where_nothing_can_be_fitted_it_says_so() -> None:

@@ -101,7 +101,7 @@ def _block_of(add: oir.Node, name: str, shapes: Shapes) -> Block | str:
     output = add.outputs[0]
     dtype = shapes.dtype(output)
     assert dtype is not None
-    reason = "neither operand starts from the other"
+    reason = "neither operand starts from the other and serves nothing else"
     for operand in (0, 1):
         stream, branch = add.inputs[operand], add.inputs[1 - operand]
         assert stream is not None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as oir
 
     from graphopt.ir import Model
+    from graphopt.ir.shapes import Shapes
     from graphopt.passes.depth.blocks import Block
     from graphopt.recover.linear import Linear
     from graphopt.recover.solve import Solution
@@ -95,7 +96,7 @@ def fit_without(model: Model, blocks: Sequence[Block], feeds: Iterable[Feeds], r
         for block in blocks:
             walk.bypass(block.output, block.operand)
         for found in walk.stages():
-            stage = _aimed(found, lost)
+            stage = _aimed(found, lost, walk.shapes)
             linear = stage.linear
             if linear.node in gone or (stage.position < first and not stage.lost):
                 continue
@@ -141,14 +142,16 @@ def _why_not(linear: Linear, protect: Sequence[str]) -> str:
     return "others read its weight too" if linear.shares_weight else ""
 
 
-def _aimed(stage: Stage, lost: Mapping[oir.Value, tuple[str, ...]]) -> Stage:
+def _aimed(stage: Stage, lost: Mapping[oir.Value, tuple[str, ...]], shapes: Shapes) -> Stage:
     """Return *stage* with the branches that its output lacks, or the first sum that lacks any."""
-    value = stage.linear.node.outputs[0]
+    value = output = stage.linear.node.outputs[0]
     while value not in lost:
         user = sole_user(value)
         if user is None or not is_op(user, "Add", "Sum", "Identity", "Dropout"):
             return stage
         value = user.outputs[0]
+    if shapes.shape(value) != shapes.shape(output):
+        return stage  # a sum that it is broadcast to lacks more than it can put out
     branches = lost[value]
     return replace(stage, lost=branches, others=tuple(name for name in stage.others if name not in branches))
 
