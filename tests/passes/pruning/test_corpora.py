@@ -20,6 +20,8 @@ from tests.passes.harness import apply
 
 pytestmark = pytest.mark.slow
 
+SHARES = 6  # that the workers of a run divide among them
+
 
 def prune(model: Model, limit: float = 1e-5, **options: Any) -> tuple[Model, Any]:
     """Prune and return the model and what was reported; the oracle must have passed at *limit*."""
@@ -31,8 +33,11 @@ def prune(model: Model, limit: float = 1e-5, **options: Any) -> tuple[Model, Any
     return pruned, report
 
 
-def test_every_net_of_the_zoo_prunes(assets: Path) -> None:
-    for name in zoo_names(assets):
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_net_of_the_zoo_prunes(assets: Path, share: int) -> None:
+    names = zoo_names(assets)[share::SHARES]
+    assert names
+    for name in names:
         model = load(zoo_model(assets, name))
         anatomy = examine(model, dims={})
         assert anatomy.families, name
