@@ -48,7 +48,7 @@ class Linear:
         rows: How rows are taken from the activation.
         targets: How the outputs that belong to them are taken from the output.
         groups: Groups of a Conv: group g maps its own slice of a row to its own slice of the output.
-        shape: (m, d) of the weight as a matrix; with groups [m, d of one group].
+        shape: (m, d) of the weight as a matrix: outputs of all groups, inputs of one.
         has_bias: Whether there is a bias now.
     """
 

@@ -28,6 +28,9 @@ EXACT_LIMIT = 1024
 _METRIC_FLOOR = 1e-6
 """Least eigenvalue of a metric, over its largest one: no direction of the outputs counts for nothing."""
 
+_LEAST_METRIC = 1e-30
+"""That of an operator on which no output depends: it can be cut anywhere, and still comes back in full."""
+
 _OVERSAMPLING = 16
 _POWER_ITERATIONS = 3
 
@@ -121,9 +124,7 @@ def decompose(
 def _roots(metric: Matrix) -> tuple[Matrix, Matrix]:
     """Return the square root of *metric* and its inverse."""
     values, vectors = np.linalg.eigh((metric + metric.T) / 2)
-    largest = float(values[-1])
-    if not largest > 0.0:  # no output depends on it
-        return np.eye(len(metric)), np.eye(len(metric))
+    largest = max(float(values[-1]), _LEAST_METRIC)
     roots = np.sqrt(np.maximum(values, _METRIC_FLOOR * largest))
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 

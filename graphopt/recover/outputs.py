@@ -57,11 +57,14 @@ class Outputs:
             )
 
     def error(self, model: Model) -> float:
-        """Return the squared error of *model* over the variance of each output, summed over the outputs."""
+        """Return the squared error of *model* over the variance of each output, summed over the outputs.
+
+        An output of another shape counts as if it were zero: nothing in it can be told to be right.
+        """
         totals = [0.0] * len(self.names)
         for wanted, found in zip(self._wanted, self._run(model), strict=True):
             for index, (one, two) in enumerate(zip(wanted, found, strict=True)):
-                totals[index] += float(np.sum((one - two) ** 2)) if one.shape == two.shape else 0.0
+                totals[index] += float(np.sum((one - two) ** 2 if one.shape == two.shape else one**2))
         return sum(total / scale for total, scale in zip(totals, self.scales, strict=True) if scale)
 
     def _run(self, model: Model) -> list[list[npt.NDArray[Any]]]:

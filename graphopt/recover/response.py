@@ -77,7 +77,7 @@ class Response:
         The unit is the variance of the outputs; where the operator has several positions, e is the error of
         each, and those of different positions are taken to be independent.
         """
-        outputs, m = self._outputs, linear.shape[0] * linear.groups
+        outputs, m = self._outputs, linear.shape[0]
         axis = 1 if linear.kernel else -1
         feeds = _spread(self._feeds, min(max(_MACS // (2 * m * self._macs), _FEWEST), _MOST))
         before = Segment(self._model, self._inputs, [linear.output, *outputs.names], self._types)

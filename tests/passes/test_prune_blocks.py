@@ -230,6 +230,14 @@ def test_what_something_else_reads_is_no_branch() -> None:
     assert skipped == {"Add 't1'": "neither operand starts from the other and serves nothing else"}
 
 
+def test_no_two_blocks_have_one_name() -> None:
+    proto = resnet()
+    sums = [node for node in proto.graph.node if node.op_type == "Add"]
+    sums[0].name, sums[1].name = "t1", ""
+    assert [each.name for each in blocks_of(proto)[0]] == ["t0", "t1", "t2"]
+    assert names_of(prune(proto, count=1, data=images())[1]) == ["t1"]
+
+
 def test_a_sum_that_is_larger_than_the_stream_stays() -> None:
     """[1, 8] + f of it, spread to as many rows as another input has."""
     nodes = [gemm("x", "a", "f"), helper.make_node("Mul", ["f", "rows"], ["g"]), add("x", "g", "y")]

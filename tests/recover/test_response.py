@@ -69,8 +69,10 @@ def test_a_cut_in_a_metric_is_the_best_there_is() -> None:
     np.testing.assert_allclose(outer @ inner, weight, atol=1e-8)
 
 
-def test_a_metric_of_nothing_changes_nothing() -> None:
+def test_in_a_metric_of_nothing_the_cut_is_the_plain_one_and_nothing_is_lost() -> None:
     weight = np.random.default_rng(2).normal(size=(4, 5))
-    outer, inner = decompose(weight, metric=np.zeros((4, 4))).cut(2)
+    spectrum = decompose(weight, metric=np.zeros((4, 4)))
+    assert spectrum.loss(1) * spectrum.total < 1e-20
+    outer, inner = spectrum.cut(2)
     plain_outer, plain_inner = decompose(weight).cut(2)
     np.testing.assert_allclose(outer @ inner, plain_outer @ plain_inner, atol=1e-12)

@@ -41,7 +41,7 @@ class Block:
     """One residual block.
 
     Attributes:
-        name: Name of the Add, or of its output where it has none or shares it.
+        name: Name of the Add, or of its output where it has none or shares it with another node or value.
         output: Name of the output of the Add; copies of the model are asked for it.
         operand: Which input of the Add the stream is.
         stream: Name of that value.
@@ -81,7 +81,7 @@ def find_blocks(model: Model, shapes: Shapes) -> tuple[list[Block], list[tuple[s
     """
     blocks: list[Block] = []
     skipped: list[tuple[str, str]] = []
-    names = Counter(node.name for node in model.graph)
+    names = Counter(name for node in model.graph for name in {node.name, *(one.name for one in node.outputs)})
     for node in model.graph:
         if not is_op(node, "Add") or any(value is None or constant_of(value) for value in node.inputs):
             continue
