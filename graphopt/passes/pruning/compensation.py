@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from graphopt.errors import DataError
+from graphopt.passes.pruning.oracle import claim_of, masked_like
 from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
 from graphopt.recover.selection import Problem, trajectory
 from graphopt.recover.solve import RIDGE, refit_bias_groups, solve_groups
@@ -132,7 +133,7 @@ def compensate(
             where="prune-channels",
             hint="Give unlabelled inputs with --data, or recover=none.",
         )
-    return _Fitter(model, anatomy, kept, recovery).run(feeds)
+    return _Fitter(model, anatomy, kept, recovery).run(anatomy, feeds)
 
 
 class _Fitter:
@@ -144,6 +145,7 @@ class _Fitter:
         self.sizes = {name: anatomy.family(name).size for name in kept}
         self.by_output: dict[str, list[tuple[str, Reader]]] = {}
         self.open: set[str] = set()  # families whose units are still to be chosen
+        self.masked: set[str] = set()  # families that something reads whose columns are not fitted
         nodes = {node.outputs[0].name: node for node in model.graph if node.outputs}
         for name in kept:
             self._find_readers(anatomy, name, nodes)
@@ -166,15 +168,29 @@ class _Fitter:
                 found.append(reader)
         for reader in found:
             self.by_output.setdefault(reader.output, []).append((name, reader))
-        if self.recovery.reselect and len(found) == len(contractions) == 1:
+        if len(found) < len(contractions):
+            self.masked.add(name)
+        elif self.recovery.reselect and len(found) == 1:
             self.open.add(name)
 
-    def run(self, feeds: Iterable[Feeds]) -> Outcome:
+    def _student(self, anatomy: Anatomy) -> Model | None:
+        """Return the model as what cannot be fitted will see it; None where all that reads a cut is fitted.
+
+        Readers that are fitted do without what goes by themselves, the others would still see it.
+        """
+        kept = {name: units for name, units in self.outcome.kept.items() if name in self.masked}
+        if not kept:
+            return None
+        pruned = self.model.clone()
+        anatomy.cut(pruned, kept)
+        return masked_like(self.model, claim_of(anatomy, kept), pruned)
+
+    def run(self, anatomy: Anatomy, feeds: Iterable[Feeds]) -> Outcome:
         """Walk, as often as was asked for, and put what was found into the model."""
         recovery = self.recovery
         done: dict[str, Fitted] = {}
         sweeps: list[dict[str, object]] = []
-        student = None
+        student = self._student(anatomy)
         for sweep in range(recovery.sweeps):
             with Walk(
                 self.model,

@@ -32,7 +32,11 @@ from graphopt.runtime.session import open_session
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from graphopt.ir import Model
+    from graphopt.passes.pruning.anatomy import Anatomy
     from graphopt.passes.pruning.masked import Describe, Mask, Operands
     from graphopt.runtime.session import Feeds, Session, Value
 
@@ -111,6 +115,24 @@ class Claim:
     describe: Describe
 
 
+def claim_of(anatomy: Anatomy, kept: Mapping[str, npt.NDArray[np.intp]]) -> Claim:
+    """Return the claim that cutting the model of *anatomy* to *kept* units equals masking the others."""
+    return Claim(
+        cut=lambda clone: anatomy.cut(clone, kept),
+        masks=anatomy.masks(kept),
+        compressed=anatomy.compressed(kept),
+        describe=anatomy.describe,
+    )
+
+
+def masked_like(model: Model, claim: Claim, pruned: Model) -> Model:
+    """Return a copy of *model* that computes in full width what *pruned*, its cut, should compute."""
+    copy = model.clone()
+    attributes = _attributes_of(pruned, claim.compressed)
+    mask_model(copy, claim.masks, claim.compressed, attributes, claim.describe)
+    return copy
+
+
 def judge(
     model: Model, claim: Claim, feeds: Sequence[Feeds], *, seed: int, pruned: Model | None = None
 ) -> Verdict:
@@ -161,9 +183,7 @@ def _compare(
     if pruned is None:
         pruned = subject.clone()
         claim.cut(pruned)
-    masked = subject.clone()
-    attributes = _attributes_of(pruned, claim.compressed)
-    mask_model(masked, claim.masks, claim.compressed, attributes, claim.describe)
+    masked = masked_like(subject, claim, pruned)
     dense_outputs = _run(subject, feeds, "the original")
     masked_outputs = _run(masked, feeds, "the masked original")
     try:

@@ -29,7 +29,7 @@ from graphopt.passes.pruning.compensation import Recovery, compensate
 from graphopt.passes.pruning.inputs import add_way_out, check_finite, oracle_feeds
 from graphopt.passes.pruning.meter import Meter
 from graphopt.passes.pruning.obs import Obs
-from graphopt.passes.pruning.oracle import Claim, Verdict, judge
+from graphopt.passes.pruning.oracle import Verdict, claim_of, judge
 from graphopt.passes.pruning.plans import read_decisions
 from graphopt.passes.pruning.sensitivity import weighed
 from graphopt.passes.pruning.timing import Timer, search
@@ -417,14 +417,8 @@ class Pruner:
         pruned: Model | None,
     ) -> None:
         """Prove that cutting *before* to *kept* equals masking it."""
-        claim = Claim(
-            cut=lambda clone: anatomy.cut(clone, kept),
-            masks=anatomy.masks(kept),
-            compressed=anatomy.compressed(kept),
-            describe=anatomy.describe,
-        )
         try:
-            verdict = judge(before, claim, feeds, seed=self.seed, pruned=pruned)
+            verdict = judge(before, claim_of(anatomy, kept), feeds, seed=self.seed, pruned=pruned)
         except (ProviderError, DataError) as error:
             add_way_out(error)
             raise

@@ -468,6 +468,31 @@ def test_protected_weights_are_not_fitted() -> None:
     np.testing.assert_array_equal(kept.numpy(), onnx.numpy_helper.to_array(original))
 
 
+@pytest.mark.parametrize("sweeps", [1, 2])
+def test_agreement_is_that_of_the_result_where_some_readers_cannot_be_fitted(sweeps: int) -> None:
+    """Two operators share the weight that reads the family: both lose its columns, and neither is fitted."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="up", transB=1),
+        relu("h", "a"),
+        helper.make_node("Gemm", ["a", "w2"], ["c"], name="one"),
+        relu("a", "d"),
+        helper.make_node("Gemm", ["d", "w2"], ["e"], name="other"),
+        helper.make_node("Mul", ["c", "e"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3"], ["y"], name="down"),
+    ]
+    weights = {"w1": array(12, 8), "b1": array(12, seed=1), "w2": array(12, 6, seed=2), "w3": array(6, 5)}
+    model = model_of(nodes, [info("x", ["n", 8])], [info("y", ["n", 5])], weights)
+    feeds = vectors(64)
+    after, report = apply(
+        PASS, model, data=feeds, macs_ratio=0.6, round_to=1, recover="least-squares", sweeps=sweeps
+    )
+    one, two = session_for(model), session_for(after)
+    wanted, found = (np.concatenate([run_feeds(each, feed)["y"] for feed in feeds]) for each in (one, two))
+    sqnr = 10 * np.log10(np.sum(wanted**2) / np.sum((wanted - found) ** 2))
+    recovery: Any = report.extra["recovery"]
+    assert recovery["agreement"]["sqnr_db"] == pytest.approx(sqnr, abs=0.01)
+
+
 def test_samples_limit_what_is_used() -> None:
     _, report = apply(
         PASS, residual(), data=images(), macs_ratio=0.7, criterion="l1", recover="bias", samples=5, round_to=1
