@@ -396,6 +396,37 @@ def test_the_report_tells_each_stage() -> None:
     assert agreement["sqnr_db"] > 5
 
 
+def test_what_stands_in_bodies_is_cut_before_the_rest_is_fitted() -> None:
+    """MatMul, then an If with a MatMul in either body (their outputs share a name), then a MatMul."""
+    generator = np.random.default_rng(5)
+    weights = {name: generator.normal(size=(16, 16)).astype(np.float32) for name in ("a", "b", "c", "d")}
+    inner = [
+        helper.make_graph(
+            [helper.make_node("MatMul", ["h", name], ["m"], name=name)],
+            name,
+            [],
+            [helper.make_tensor_value_info("m", TensorProto.FLOAT, [None, 16])],
+        )
+        for name in ("b", "c")
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("ReduceSum", ["h"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["i"], then_branch=inner[0], else_branch=inner[1]),
+        helper.make_node("MatMul", ["i", "d"], ["y"], name="last"),
+    ]
+    proto = model_of(nodes, weights | {"zero": np.zeros((), np.float32)}, ["n", 16])
+    feeds = feeds_for((2, 16), count=40)
+    after, report = apply(PASS, proto, data=feeds, weight_ratio=0.75, **LOOSE)
+    assert report.counts["factorized"] == 4
+    one, two = session_for(proto), session_for(after)
+    wanted, found = (np.concatenate([run_feeds(each, feed)["y"] for feed in feeds]) for each in (one, two))
+    sqnr = 10 * np.log10(np.sum(wanted**2) / np.sum((wanted - found) ** 2))
+    agreement: Any = report.extra["agreement"]
+    assert agreement["sqnr_db"] == pytest.approx(sqnr, abs=0.01)
+
+
 def test_same_input_same_bytes() -> None:
     from graphopt.ir.emit import emit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -252,11 +253,22 @@ class Run:
         options = self.options
         if options.recover != "least-squares" or feeds is None:
             return fit.plain(self.candidates, chosen.ways, splitters, means)
-        with Walk(self.model, feeds, options.rows_per_sample, self.context.seed) as walk:
+        # What stands in bodies cannot be walked: it is cut by itself, and the walk sees it so.
+        walked = set(self.model.graph)
+        inside, outside = (
+            [
+                way if (candidate.linear.node in walked) is here else None
+                for candidate, way in zip(self.candidates, chosen.ways, strict=True)
+            ]
+            for here in (False, True)
+        )
+        alone = fit.plain(self.candidates, inside, splitters, means)
+        start = self._with(alone.fitted) if alone.fitted and options.compensate else None
+        with Walk(self.model, feeds, options.rows_per_sample, self.context.seed, start=start) as walk:
             done = fit.compensated(
                 walk,
                 self.candidates,
-                chosen.ways,
+                outside,
                 ridge=options.ridge,
                 own_stream=not options.compensate,
                 whiten=options.whiten,
@@ -264,16 +276,17 @@ class Run:
                 keep=options.keep,
                 metrics=self.metrics,
             )
-            fitted = {one.linear.node for one in done.fitted}
-            # What stands in bodies cannot be walked: it is cut by itself.
-            rest = [
-                way if candidate.linear.node not in fitted else None
-                for candidate, way in zip(self.candidates, chosen.ways, strict=True)
-            ]
-        alone = fit.plain(self.candidates, rest, splitters, means)
         done.fitted += alone.fitted
         done.notes += alone.notes
         return done
+
+    def _with(self, fitted: Iterable[fit.Fitted]) -> Model:
+        """Return a copy of the model with *fitted* in the place of its operators."""
+        copy = self.model.clone()
+        twins = dict(zip(self.model.nodes(), list(copy.nodes()), strict=True))
+        for each in fitted:
+            rewrite.put(copy, replace(each, linear=replace(each.linear, node=twins[each.linear.node])))
+        return copy
 
     def _check(self, before: Any, after: Any) -> None:  # noqa: ANN401 - costs
         options = self.options
