@@ -145,7 +145,7 @@ class _Fitter:
         self.sizes = {name: anatomy.family(name).size for name in kept}
         self.by_output: dict[str, list[tuple[str, Reader]]] = {}
         self.open: set[str] = set()  # families whose units are still to be chosen
-        self.masked: set[str] = set()  # families that something reads whose columns are not fitted
+        self.masked: set[str] = set()  # families that are read or normed by what is not fitted
         nodes = {node.outputs[0].name: node for node in model.graph if node.outputs}
         for name in kept:
             self._find_readers(anatomy, name, nodes)
@@ -168,7 +168,7 @@ class _Fitter:
                 found.append(reader)
         for reader in found:
             self.by_output.setdefault(reader.output, []).append((name, reader))
-        if len(found) < len(contractions):
+        if len(found) < len(contractions) or anatomy.compressed({name: self.outcome.kept[name]}):
             self.masked.add(name)
         elif self.recovery.reselect and len(found) == 1:
             self.open.add(name)
@@ -176,7 +176,8 @@ class _Fitter:
     def _student(self, anatomy: Anatomy) -> Model | None:
         """Return the model as what cannot be fitted will see it; None where all that reads a cut is fitted.
 
-        Readers that are fitted do without what goes by themselves, the others would still see it.
+        Readers that are fitted do without what goes by themselves; others, and norms and means over channels,
+        would still see it.
         """
         kept = {name: units for name, units in self.outcome.kept.items() if name in self.masked}
         if not kept:

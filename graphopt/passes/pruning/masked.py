@@ -206,6 +206,8 @@ def _compress(
             end = _insert_behind(model, end, gather)
             factor = _factor(model, value.name or "", stays, axis, describe)
             end = _insert_behind(model, end, make_node(model, "Mul", [end, factor]))
+        # The name stands for what others read, all indices of it.
+        value.name, end.name = end.name, value.name
 
 
 def _value(values: Mapping[str, oir.Value], name: str) -> oir.Value:
