@@ -202,6 +202,8 @@ def test_what_it_cannot_take_gets_nearest_codes_and_is_named() -> None:
     reasons = dict(report.skipped)
     assert reasons["weight 'last_t'"].endswith("it has several readers")
     assert reasons["weight 'table'"].endswith("it is no Conv, Gemm or MatMul")
+    recovery: Any = report.extra["recovery"]
+    assert sorted(recovery["not_counted"]) == ["last_t", "table"]
 
 
 def test_weights_that_fit_their_codes_stay_as_they_are() -> None:

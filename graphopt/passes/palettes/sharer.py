@@ -159,7 +159,9 @@ class Sharer:
         for name, reason in outcome.skipped:
             self._skipped.append((f"weight {name!r}", f"nearest codes, without feedback: {reason}"))
         if outcome.report:
-            self._extra["recovery"] = outcome.report
+            left = [each.name for each in candidates if each.name not in outcome.fed]
+            # The agreement is that of the walk, in which these were as they had been.
+            self._extra["recovery"] = outcome.report | ({"not_counted": left} if left else {})
         self._counts["fed_back"] += len(outcome.fed)
         return outcome.fed
 
