@@ -48,7 +48,9 @@ class Outputs:
         self._feeds = feeds
         self._inputs = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
         self._wanted = self._run(model)
-        self.scales = [_variance([sample[index] for sample in self._wanted]) for index in range(len(names))]
+        self.scales = [
+            _variance([_finite(sample[index]) for sample in self._wanted]) for index in range(len(names))
+        ]
         if not any(self.scales):
             raise DataError(
                 "no output varies over the samples, so nothing can be measured there",
@@ -59,12 +61,13 @@ class Outputs:
     def error(self, model: Model) -> float:
         """Return the squared error of *model* over the variance of each output, summed over the outputs.
 
-        An output of another shape counts as if it were zero: nothing in it can be told to be right.
+        An output of another shape counts as if it were zero: nothing in it can be told to be right. NaN and
+        infinity where the original has none are worse than any number.
         """
         totals = [0.0] * len(self.names)
         for wanted, found in zip(self._wanted, self._run(model), strict=True):
             for index, (one, two) in enumerate(zip(wanted, found, strict=True)):
-                totals[index] += float(np.sum((one - two) ** 2 if one.shape == two.shape else one**2))
+                totals[index] += self.scales[index] * _BROKEN if _is_broken(one, two) else _distance(one, two)
         return sum(total / scale for total, scale in zip(totals, self.scales, strict=True) if scale)
 
     def _run(self, model: Model) -> list[list[npt.NDArray[Any]]]:
@@ -72,20 +75,40 @@ class Outputs:
         found = []
         for feed in self._feeds:
             values = segment.run({name: np.asarray(value) for name, value in feed.items()})
-            found.append(self.numbers(values))
+            found.append([_numbers(values[name]) for name in self.names])
         return found
 
     def numbers(self, values: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """Return what is looked at among *values* as float64; nothing for indices, which have no distance."""
-        return [_numbers(values[name]) for name in self.names]
+        """Return what is looked at among *values* as float64, zero where it is not finite.
+
+        Indices have no distance: of them there is nothing.
+        """
+        return [_finite(_numbers(values[name])) for name in self.names]
+
+
+_BROKEN = 1e6
+"""What an output costs that is not finite where the original's is, in its variance."""
 
 
 def _numbers(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return *value* where it holds finite numbers, else nothing: indices have no distance."""
     if value.dtype.kind != "f" and value.dtype.itemsize != 1:
         return np.zeros(0)
-    numbers = value.astype(np.float64)
+    return value.astype(np.float64)
+
+
+def _finite(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(np.isfinite(numbers), numbers, 0.0)
+
+
+def _is_broken(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> bool:
+    """Return whether *found* is not finite where *wanted* is; shapes that differ are not compared so."""
+    return wanted.shape == found.shape and bool((np.isfinite(wanted) & ~np.isfinite(found)).any())
+
+
+def _distance(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    expected = _finite(wanted)
+    same = wanted.shape == found.shape
+    return float(np.sum((expected - _finite(found)) ** 2 if same else expected**2))
 
 
 def _variance(samples: Sequence[npt.NDArray[Any]]) -> float:

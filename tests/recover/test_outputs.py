@@ -58,3 +58,10 @@ def test_another_shape_is_no_agreement() -> None:
     energy, variance = 1 + 4 + 4 + 16, 2 * 0.5**2 + 2 * 1.0**2
     assert outputs.error(positive(0.9)) == pytest.approx(0.1**2 * energy / variance, rel=1e-4)
     assert outputs.error(positive(-1.0)) == pytest.approx(energy / variance)
+
+
+def test_what_overflows_is_worse_than_what_is_wrong() -> None:
+    feeds = [{"x": np.random.default_rng(k).standard_normal((5, 3)).astype(np.float32)} for k in range(4)]
+    outputs = Outputs(labels(1.0), feeds, where="here", hint="")
+    assert outputs.error(labels(1e38)) > outputs.error(labels(-100.0)) > 1e3
+    assert np.isfinite(outputs.error(labels(1e38)))
