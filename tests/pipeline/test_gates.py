@@ -137,7 +137,7 @@ def test_latency_is_judged_by_its_ratio() -> None:
     assert good.passed
     assert good.value is not None
     assert good.value > 0
-    assert "two runs of the original" in good.note
+    assert "two sessions of the original" in good.note
     (bad,) = judge("latency{max_ratio=0.000001}", tiny())
     assert not bad.passed
 
