@@ -288,7 +288,8 @@ def test_a_block_stays_float_where_that_is_faster_by_more_than_noise(
         measured("all against float", 0.5),
         measured("all without chains against float", 0.5),
         measured("conv1 to conv2 float, once", 0.8),
-        measured("gemm to gemm float, once", 1.2),
+        measured("conv1 float, once", 1.0),
+        measured("gemm float, once", 1.2),
         measured("conv1 to conv2 float", confirmed),
     ]
     _, report = apply(
@@ -300,6 +301,21 @@ def test_a_block_stays_float_where_that_is_faster_by_more_than_noise(
         "all without chains against float",
         "conv1 to conv2 float",
     ]
+
+
+def test_the_first_node_stays_float_where_that_alone_is_faster() -> None:
+    known = [
+        measured("all against float", 0.5),
+        measured("all without chains against float", 0.5),
+        measured("conv1 to conv2 float, once", 1.1),
+        measured("conv1 float, once", 0.9),
+        measured("gemm float, once", 1.2),
+        measured("conv1 float", 0.9),
+    ]
+    _, report = apply(
+        InsertQdq(), residual(), data=feeds((1, 3, 8, 8)), measure="on", measurements=dict(known)
+    )
+    assert report.extra["quantised"] == ["conv2", "gemm"]
 
 
 def test_patterns_and_plans_keep_nodes_float(tmp_path: Path) -> None:

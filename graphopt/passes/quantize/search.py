@@ -1,4 +1,4 @@
-"""Which nodes are faster on codes: measured on the target's provider: all, families, then blocks.
+"""Which nodes are faster on codes: measured on the target's provider: all, families, then blocks and ends.
 
 Nothing goes back to float for less than the noise of two sessions of the same model (A/A).
 """
@@ -117,7 +117,9 @@ class Search:
         blocks = [order[start : start + size] for start in range(0, len(order), size)]
         if len(blocks) < 2:
             return best
-        names = [f"{self._labels[block[0]]} to {self._labels[block[-1]]} float" for block in blocks]
+        # The first and the last node also alone: they are unlike the others, with few channels or rows.
+        blocks += [end for end in (order[:1], order[-1:]) if end not in blocks]
+        names = [self._named(block) for block in blocks]
         without = {
             name: Variant(best.nodes - set(block), best.links)
             for name, block in zip(names, blocks, strict=True)
@@ -140,6 +142,10 @@ class Search:
             if measured.is_faster and measured.ratio < ratio:
                 chosen, ratio = final[name][0], measured.ratio
         return chosen
+
+    def _named(self, block: list[int]) -> str:
+        first, last = self._labels[block[0]], self._labels[block[-1]]
+        return f"{first} float" if len(block) == 1 else f"{first} to {last} float"
 
     def _built(self, variants: dict[str, Variant]) -> dict[str, tuple[Variant, Model]]:
         """Return those of *variants* of which something is left to quantise, with their models."""
