@@ -88,7 +88,11 @@ class Linear:
         """Return the weight as [m, d]; its columns in the order of the rows."""
         array = constant_array(self.node.inputs[1])
         assert array is not None
-        matrix: Matrix = array.astype(np.float64)
+        return self.matrix(array)
+
+    def matrix(self, stored: npt.NDArray[Any]) -> Matrix:
+        """Return what the operator would compute with as [m, d] if *stored* were its weight."""
+        matrix: Matrix = stored.astype(np.float64)
         if is_op(self.node, "Conv"):
             return matrix.reshape(matrix.shape[0], -1)
         if is_op(self.node, "Gemm"):

@@ -11,7 +11,7 @@ import numpy as np
 from graphopt.ir import tensors
 from graphopt.ir.stream import Matrix, is_in_file, scan
 from graphopt.passes.palettes.codebook import Spacing, make_codebook
-from graphopt.passes.palettes.storage import Palette, codes_of, decoded
+from graphopt.passes.palettes.storage import Palette, codes_of, rounded
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -129,13 +129,7 @@ def _of_bits(
         forms.append(_grouped(candidate, wide, mass, wish, bits))
     judged = []
     for palette in forms:
-        lost = decoded(
-            codes_of(weight.astype(np.float32), palette, candidate.dims),
-            palette,
-            candidate.dims,
-            weight.dtype,
-        )
-        error = (lost.astype(np.float64) - wide) ** 2
+        error = (rounded(candidate.tensor, palette).astype(np.float64) - wide) ** 2
         signal = wide**2
         if mass is not None:
             error, signal = error * mass, signal * mass

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import onnx_ir as oir
 
     from graphopt.ir import Model
+    from graphopt.ir.tensors import Array
     from graphopt.passes.palettes.candidates import Candidate
     from graphopt.passes.palettes.choose import Choice, Wish
     from graphopt.recover.linear import Linear
@@ -109,6 +110,9 @@ def feed_back_all(
     wish_of: Callable[[Candidate], Wish],
     settings: Settings,
     progress: Callable[[int, int], None],
+    *,
+    start: Model | None,
+    nearest_of: Callable[[Candidate], Array | None],
 ) -> Outcome:
     """Find palettes for *candidates* with error feedback; the biases of *model* take what is left.
 
@@ -119,6 +123,8 @@ def feed_back_all(
         wish_of: Bits and form of each.
         settings: See there.
         progress: Told (done, total).
+        start: The model with nearest codes in the weights that are no candidates; None where there are none.
+        nearest_of: Gives what a candidate becomes that cannot be fed back after all; None where it stays.
 
     Raises:
         DataError: There are no data, or the model does not run on them.
@@ -136,7 +142,7 @@ def feed_back_all(
     stages: list[StageReport] = []
     notes: dict[str, None] = {}
     changed: list[tuple[Linear, Matrix, Matrix]] = []
-    with Walk(model, feeds, settings.rows_per_sample, settings.seed) as walk:
+    with Walk(model, feeds, settings.rows_per_sample, settings.seed, start=start) as walk:
         found = [stage for stage in walk.stages() if stage.linear.node.inputs[1] in by_value]
         for done, stage in enumerate(found):
             progress(done, len(found))
@@ -150,6 +156,9 @@ def feed_back_all(
             if isinstance(result, str):
                 if result:
                     outcome.skipped.append((candidate.name, result))
+                rounded = nearest_of(candidate)
+                if rounded is not None:
+                    walk.write(stage, stage.linear.matrix(rounded), None)
                 continue
             outcome.fed[candidate.name] = result.fed
             changed.append((stage.linear, result.weight, result.bias))

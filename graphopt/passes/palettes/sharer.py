@@ -19,12 +19,13 @@ from graphopt.passes.palettes.candidates import find_candidates, importance
 from graphopt.passes.palettes.choose import Wish, choose, is_constant
 from graphopt.passes.palettes.feedback import Settings, feed_back_all, why_not
 from graphopt.passes.palettes.sharing import share_nearly_equal
-from graphopt.passes.palettes.storage import encode, lookup
+from graphopt.passes.palettes.storage import encode, lookup, rounded
 
 if TYPE_CHECKING:
     from graphopt.api import Context
     from graphopt.calibrate.statistics import Statistics
     from graphopt.ir import Model
+    from graphopt.ir.tensors import Array
     from graphopt.passes.palettes.candidates import Candidate
     from graphopt.passes.palettes.choose import Choice
     from graphopt.passes.palettes.feedback import Fed
@@ -82,6 +83,7 @@ class Sharer:
         self._writer = Writer(model)
         self._counts: Counter[str] = Counter()
         self._skipped: list[tuple[str, str]] = []
+        self._nearest: dict[Candidate, tuple[Choice, bool] | None] = {}
         self._told: list[dict[str, object]] = []
         self._extra: dict[str, object] = {}
 
@@ -145,27 +147,63 @@ class Sharer:
 
     def _feed_back(self, candidates: list[Candidate]) -> dict[str, Fed]:
         options = self._options
-        able = []
+        able, others = [], []
         for candidate in candidates:
             reason = why_not(candidate, self._model)
             if reason:
                 self._skip(candidate, f"nearest codes, without feedback: {reason}")
+                others.append(candidate)
             else:
                 able.append(candidate)
         settings = Settings(options.ridge, options.rows_per_sample, self._context.seed)
         outcome = feed_back_all(
-            self._model, able, self._context.data, self._wish_of, settings, self._context.progress
+            self._model,
+            able,
+            self._context.data,
+            self._wish_of,
+            settings,
+            self._context.progress,
+            start=self._with_nearest(others) if able else None,
+            nearest_of=self._rounded,
         )
         for name, reason in outcome.skipped:
             self._skipped.append((f"weight {name!r}", f"nearest codes, without feedback: {reason}"))
         if outcome.report:
-            left = [each.name for each in candidates if each.name not in outcome.fed]
-            # The agreement is that of the walk, in which these were as they had been.
-            self._extra["recovery"] = outcome.report | ({"not_counted": left} if left else {})
+            self._extra["recovery"] = outcome.report
         self._counts["fed_back"] += len(outcome.fed)
         return outcome.fed
 
-    def _put_nearest(self, candidate: Candidate) -> None:
+    def _with_nearest(self, candidates: list[Candidate]) -> Model | None:
+        """Return a copy of the model with nearest codes for *candidates*; None where that changes nothing."""
+        copy = self._model.clone()
+        writer = Writer(copy)
+        twins = {
+            value: twin.initializers[name]
+            for graph, twin in zip(self._model.graphs(), copy.graphs(), strict=True)
+            for name, value in graph.initializers.items()
+        }
+        changed = False
+        for candidate in candidates:
+            nearest = self._nearest_of(candidate)
+            if nearest is not None:
+                changed = True
+                self._stand_in(copy, writer, replace(candidate, value=twins[candidate.value]), nearest[0])
+        return copy if changed else None
+
+    def _rounded(self, candidate: Candidate) -> Array | None:
+        nearest = self._nearest_of(candidate)
+        return None if nearest is None else rounded(candidate.tensor, nearest[0].palette)
+
+    def _nearest_of(self, candidate: Candidate) -> tuple[Choice, bool] | None:
+        """Return the palette with nearest codes and whether errors are weighted; None where it saves nothing.
+
+        What speaks against it is said once.
+        """
+        if candidate not in self._nearest:
+            self._nearest[candidate] = self._choose(candidate)
+        return self._nearest[candidate]
+
+    def _choose(self, candidate: Candidate) -> tuple[Choice, bool] | None:
         mass = importance(candidate, self._statistics)
         if self._statistics is not None and mass is None and candidate.activation is not None:
             reason = self._statistics.skipped.get(
@@ -177,8 +215,14 @@ class Sharer:
         after = choice.palette.nbytes(candidate.size)
         if after >= before:
             self._skip(candidate, f"as a palette it would take {after} bytes instead of {before}")
-            return
-        self._put(candidate, choice, before, {"weighted": mass is not None})
+            return None
+        return choice, mass is not None
+
+    def _put_nearest(self, candidate: Candidate) -> None:
+        nearest = self._nearest_of(candidate)
+        if nearest is not None:
+            choice, weighted = nearest
+            self._put(candidate, choice, nbytes(candidate.tensor), {"weighted": weighted})
 
     def _put_fed(self, candidate: Candidate, fed: Fed) -> None:
         told: dict[str, object] = {
@@ -189,17 +233,10 @@ class Sharer:
         self._put(fed.candidate, fed.choice, nbytes(candidate.tensor), told)
 
     def _put(self, candidate: Candidate, choice: Choice, before: int, told: dict[str, object]) -> None:
-        """Store the palette of *candidate* and let the lookup stand in its place."""
-        palette, uint4, model = choice.palette, self._uint4, self._model
+        """Store the palette of *candidate*, let the lookup stand in its place, and note it."""
+        palette = choice.palette
         name = candidate.name  # before another value takes it
-        graph = candidate.value.graph
-        assert graph is not None
-        stored = [
-            rewrite.add_initializer(model, graph, plane.name or "codes", plane)
-            for plane in encode(candidate.tensor, palette, name, uint4=uint4)
-        ]
-        made = lookup(stored, palette, candidate.dims, candidate.tensor.dtype.numpy(), uint4=uint4)
-        put_in_place(model, self._writer, candidate.value, made)
+        self._stand_in(self._model, self._writer, candidate, choice)
         after = palette.nbytes(candidate.size)
         self._counts["palettes"] += 1
         self._counts["bytes_saved"] += before - after
@@ -213,3 +250,15 @@ class Sharer:
             "bytes": [before, after],
             **told,
         })  # fmt: skip
+
+    def _stand_in(self, model: Model, writer: Writer, candidate: Candidate, choice: Choice) -> None:
+        """Let a lookup in the palette stand in the place of the value of *candidate*, which is of *model*."""
+        palette, uint4 = choice.palette, self._uint4
+        graph = candidate.value.graph
+        assert graph is not None
+        stored = [
+            rewrite.add_initializer(model, graph, plane.name or "codes", plane)
+            for plane in encode(candidate.tensor, palette, candidate.name, uint4=uint4)
+        ]
+        made = lookup(stored, palette, candidate.dims, candidate.tensor.dtype.numpy(), uint4=uint4)
+        put_in_place(model, writer, candidate.value, made)

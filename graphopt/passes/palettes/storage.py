@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as oir
 
 from graphopt.ir.stream import Matrix, Part, Recipe, produce
-from graphopt.ir.tensors import pack
+from graphopt.ir.tensors import pack, to_array
 from graphopt.passes.constants.expressions import Made
 from graphopt.passes.palettes.codebook import nearest_codes
 
@@ -147,6 +147,13 @@ def decoded(codes: Codes, palette: Palette, dims: tuple[int, ...], dtype: npt.DT
     if palette.scales is not None:
         weight = weight * along(palette.scales, palette.axis, len(dims))
     return weight
+
+
+def rounded(tensor: oir.TensorProtocol, palette: Palette) -> Array:
+    """Return the weight that the runtime computes where the codes of *tensor* are the nearest ones."""
+    weight = to_array(tensor)
+    codes = codes_of(weight.astype(np.float32), palette, weight.shape)
+    return decoded(codes, palette, weight.shape, weight.dtype)
 
 
 def _cut(codes: Codes, bits: int) -> list[Array]:
