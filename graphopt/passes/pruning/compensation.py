@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from graphopt.errors import DataError
-from graphopt.passes.pruning.oracle import claim_of, masked_like
+from graphopt.passes.pruning.oracle import masked_as_cut
 from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
 from graphopt.recover.selection import Problem, trajectory
 from graphopt.recover.solve import RIDGE, refit_bias_groups, solve_groups
@@ -180,11 +180,7 @@ class _Fitter:
         would still see it.
         """
         kept = {name: units for name, units in self.outcome.kept.items() if name in self.masked}
-        if not kept:
-            return None
-        pruned = self.model.clone()
-        anatomy.cut(pruned, kept)
-        return masked_like(self.model, claim_of(anatomy, kept), pruned)
+        return masked_as_cut(self.model, anatomy, kept) if kept else None
 
     def run(self, anatomy: Anatomy, feeds: Iterable[Feeds]) -> Outcome:
         """Walk, as often as was asked for, and put what was found into the model."""

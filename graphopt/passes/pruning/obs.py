@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from graphopt.recover.selection import Trajectory
 
     Floats = npt.NDArray[np.float64]
+    Units = npt.NDArray[np.intp]
 
 _STREAM = "(stream)"
 _LONGEST_CHAIN = 64
@@ -143,6 +144,13 @@ class Drawn:
     subject: Subject
     ridge: float
     path: Trajectory | None
+
+    def kept(self, count: int) -> Units:
+        """Return the units that stay, sorted, where *count* do."""
+        if self.path is None:
+            order = np.argsort(-ProductOfNorms().scores(self.subject), kind="stable")
+            return np.sort(order[:count]).astype(np.intp)
+        return np.array(self.path.kept(count, self.subject.size), np.intp)
 
     def curve(self) -> Floats:
         """Return losses by number of kept units, [size + 1]."""

@@ -133,6 +133,13 @@ def masked_like(model: Model, claim: Claim, pruned: Model) -> Model:
     return copy
 
 
+def masked_as_cut(model: Model, anatomy: Anatomy, kept: Mapping[str, npt.NDArray[np.intp]]) -> Model:
+    """Return a copy of *model* in full width that computes what a cut to *kept* units would."""
+    pruned = model.clone()
+    anatomy.cut(pruned, kept)
+    return masked_like(model, claim_of(anatomy, kept), pruned)
+
+
 def judge(
     model: Model, claim: Claim, feeds: Sequence[Feeds], *, seed: int, pruned: Model | None = None
 ) -> Verdict:

@@ -233,7 +233,7 @@ class Pruner:
             data, rows = self.context.data, self.options.rows_per_sample
             held = self.options.ridge == "auto"
             subjects, self.curves = weighed(
-                anatomy.model, criterion, subjects, needs, data, self.seed, rows, hold_out=held
+                anatomy, criterion, subjects, needs, data, self.seed, rows, hold_out=held
             )
             self.selection = criterion.ridges
         else:

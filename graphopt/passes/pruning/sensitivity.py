@@ -23,6 +23,7 @@ import numpy as np
 from graphopt.calibrate.collection import collect
 from graphopt.errors import DataError
 from graphopt.passes.pruning.obs import seen_by
+from graphopt.passes.pruning.oracle import masked_as_cut
 from graphopt.passes.pruning.readers import columns_of
 from graphopt.recover.outputs import Outputs
 from graphopt.recover.solve import RIDGE, solve_groups
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from graphopt.calibrate.needs import Needs
     from graphopt.calibrate.statistics import Statistics
     from graphopt.ir import Model
+    from graphopt.passes.pruning.anatomy import Anatomy
     from graphopt.passes.pruning.criterion import Subject
     from graphopt.passes.pruning.obs import Drawn, Obs
     from graphopt.runtime.session import Feeds
@@ -53,7 +55,7 @@ _LEAST_SAMPLES = 8
 
 
 def weighed(
-    model: Model,
+    anatomy: Anatomy,
     criterion: Obs,
     subjects: Mapping[str, Subject],
     needs: Needs,
@@ -66,7 +68,7 @@ def weighed(
     """Return the *subjects* with statistics of the samples that are fitted, and curves by errors of outputs.
 
     Args:
-        model: The whole model; it is not changed.
+        anatomy: The families of the whole model.
         criterion: It is left with the orders of units that cost the outputs least.
         subjects: The families by name, without statistics.
         needs: What the criterion wants to know.
@@ -86,6 +88,7 @@ def weighed(
             where="prune-channels",
             hint="Give more samples with --data, or sensitivity=local.",
         )
+    model = anatomy.model
     fitted, run = _parted(feeds)
     run = run[:_MOST_RUN]
     held = None
@@ -102,13 +105,14 @@ def weighed(
     )
     scaled = {}
     for name, subject in subjects.items():
-        if seen_by(subject):
-            best = min(
-                (_Measured(model, criterion.draw(subject, ridge), whole, held) for ridge in _RIDGES),
-                key=lambda one: one.error,
-            )
-            criterion.use(best.drawn)
-            scaled[name] = best.curve()
+        # Where nothing is fitted there is one order.
+        ridges = _RIDGES if seen_by(subject) else _RIDGES[:1]
+        best = min(
+            (_Measured(anatomy, criterion.draw(subject, ridge), whole, held) for ridge in ridges),
+            key=lambda one: one.error,
+        )
+        criterion.use(best.drawn)
+        scaled[name] = best.curve()
     return subjects, scaled
 
 
@@ -126,9 +130,9 @@ class _Measured:
         error: That of the outputs, at the first of the levels.
     """
 
-    def __init__(self, model: Model, drawn: Drawn, whole: Outputs, held: Statistics | None) -> None:
+    def __init__(self, anatomy: Anatomy, drawn: Drawn, whole: Outputs, held: Statistics | None) -> None:
         self.drawn = drawn
-        self._model, self._whole, self._held = model, whole, held
+        self._anatomy, self._whole, self._held = anatomy, whole, held
         self._first = self._kept(_LEVELS[0])
         self.error = self._cut(self._first)
 
@@ -136,7 +140,7 @@ class _Measured:
         return max(1, round(self.drawn.subject.size * level))
 
     def _cut(self, kept: int) -> float:
-        return self._whole.error(_cut_alone(self._model, self.drawn, kept, self._held))
+        return self._whole.error(_cut_alone(self._anatomy, self.drawn, kept, self._held))
 
     def curve(self) -> Floats:
         """Return the curve of the criterion, scaled to errors of the outputs."""
@@ -155,20 +159,26 @@ class _Measured:
         return np.maximum.accumulate(scaled[::-1])[::-1].copy()
 
 
-def _cut_alone(model: Model, drawn: Drawn, kept: int, held: Statistics | None) -> Model:
-    """Return a copy of *model* in which *kept* units of one family are read, by weights fitted to them."""
-    subject, path = drawn.subject, drawn.path
-    assert path is not None
-    units = path.kept(kept, subject.size)
-    changed = model.clone()
+def _cut_alone(anatomy: Anatomy, drawn: Drawn, kept: int, held: Statistics | None) -> Model:
+    """Return a copy of the model in which *kept* units of one family are read, by weights fitted to them.
+
+    What is not fitted computes in it what it would behind the cut.
+    """
+    subject = drawn.subject
+    units = drawn.kept(kept)
+    chosen = {subject.name: units}
+    walked = {node.outputs[0].name for node in anatomy.model.graph if node.outputs}
+    fitted = [seen for seen in seen_by(subject, held) if seen.reader.output in walked]
+    if len(fitted) == len(subject.contractions) and not anatomy.compressed(chosen):
+        changed = anatomy.model.clone()
+    else:
+        changed = masked_as_cut(anatomy.model, anatomy, chosen)
     nodes = {node.outputs[0].name: node for node in changed.graph if node.outputs}
-    for seen in seen_by(subject, held):
+    for seen in fitted:
         linear = seen.reader.linear
-        node = nodes.get(linear.output)
-        if node is None:
-            continue
+        node = nodes[linear.output]
         taps = math.prod(linear.kernel)
-        stays = ~seen.reader.gone(units).reshape(linear.groups, -1)
+        stays = ~seen.reader.gone(units.tolist()).reshape(linear.groups, -1)
         solution = solve_groups(
             seen.groups,
             linear.weight(),

@@ -263,6 +263,60 @@ def test_what_hardly_reaches_the_output_goes_first() -> None:
     assert family["kept"] < 4  # type: ignore[has-type]
 
 
+def transposed(inner: int = 12, *, alone: bool) -> onnx.ModelProto:
+    """Two branches; the channels of the first are read by a ConvTranspose, which is never fitted.
+
+    Without *alone* a convolution reads them too, for which they are copies of each other and easily made up
+    for. With it the ConvTranspose is the only reader, and hardly reaches the output.
+    """
+    nodes: list[onnx.NodeProto] = []
+    first = (
+        array(1, 3, 3, 3).repeat(inner, 0) * np.linspace(1, 2, inner, dtype=np.float32)[:, None, None, None]
+    )
+    weights = {
+        "wa0": array(inner, 3, 3, 3) if alone else first,
+        "wa1": array(inner, 3, 3, 3, seed=1),
+        "ba1": array(inner, seed=1, fan_in=9),
+        "wb1": array(4, inner, 3, 3, seed=2),
+        "bb1": array(4, seed=2, fan_in=9),
+        "wt": array(inner, 4, 1, 1, seed=3),
+        "share": np.array(1e-3 if alone else 1.0, np.float32),
+    }
+    nodes = [
+        conv("x", "wa0", "p0"),
+        relu("p0", "q0"),
+        conv("x", "wa1", "p1", "ba1"),
+        relu("p1", "q1"),
+        conv("q1", "wb1", "z1", "bb1"),
+        helper.make_node("ConvTranspose", ["q0", "wt"], ["t"], name="back"),
+        helper.make_node("Mul", ["t", "share"], ["ts"], name="weaken"),
+    ]
+    if not alone:
+        weights |= {"wb0": array(4, inner, 3, 3, seed=4), "bb0": array(4, seed=4, fan_in=9)}
+        nodes.append(conv("q0", "wb0", "z0", "bb0"))
+    # Joined and not added, so that no branch makes up for what another one loses.
+    nodes.append(helper.make_node("Concat", ["z1", "ts"] if alone else ["z0", "z1", "ts"], ["y"], axis=1))
+    width = 8 if alone else 12
+    return model_of(nodes, [info("x", ["n", 3, 8, 8])], [info("y", ["n", width, 8, 8])], weights)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_readers_that_are_not_fitted_count_in_what_a_cut_costs_at_the_output(alone: bool) -> None:
+    options: dict[str, Any] = {
+        "macs_ratio": 0.75, "round_to": 1, "criterion": "obs", "recover": "least-squares",
+    }  # fmt: skip
+    model, held = transposed(alone=alone), images(seed=5)
+    dear, cheap = ("wa1", "wa0") if alone else ("wa0", "wa1")
+    losses = {
+        name: error(model, apply(PASS, model, data=images(), protect=[name], **options)[0], held)
+        for name in (dear, cheap)
+    }
+    assert losses[dear] < 0.5 * losses[cheap]  # the one that stays is worth protecting
+    _, report = apply(PASS, model, data=images(), sensitivity="output", **options)
+    families: Any = report.extra["families"]
+    assert [family["name"] for family in families] == [f"{cheap}[0]"]
+
+
 def test_with_a_ridge_beyond_all_data_the_smallest_columns_go_first() -> None:
     """Nothing can then make up for a unit, and all directions count alike: its column's norm is its cost."""
     model, criterion = lower(mlp(copies=0)), Obs()
