@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from graphopt.api import Pass, PassInfo, PassOptions, Report
 from graphopt.ir import rewrite, semantics
-from graphopt.ir.meta import EXPORTER_TRACES, peek_props
 from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.cleanup.bodies import shrink
 from graphopt.passes.cleanup.facts import Facts
 from graphopt.passes.cleanup.optional import drop_unused_outputs
+from graphopt.passes.cleanup.traces import remove_traces
 
 if TYPE_CHECKING:
     import onnx_ir as oir
@@ -58,7 +57,7 @@ class EliminateDead(Pass):
         for graph in model.graphs():
             sweep.initializers(graph)
         if options.traces:
-            sweep.traces()
+            sweep.counts["traces_removed"] += remove_traces(model)
         counts = {key: count for key, count in sorted(sweep.counts.items()) if count}
         return Report(changed=bool(counts), counts=counts, skipped=tuple(sweep.skipped))
 
@@ -125,26 +124,6 @@ class _Sweep:
             else:
                 del graph.initializers[name]
                 self.counts["initializers_removed"] += 1
-
-    def traces(self) -> None:
-        """Remove what exporters tell of their source, from the model down to values."""
-        self._untrace(self.model.store)
-        for graph in self.model.graphs():
-            self._untrace(graph)
-            for value in (*graph.inputs, *graph.initializers.values()):
-                self._untrace(value)
-            for node in graph:
-                self._untrace(node)
-                for value in node.outputs:
-                    self._untrace(value)
-
-    def _untrace(self, thing: oir.Model | oir.Graph | oir.Node | oir.Value) -> None:
-        keys = [
-            key for key in peek_props(thing) if any(fnmatchcase(key, pattern) for pattern in EXPORTER_TRACES)
-        ]
-        for key in keys:
-            del thing.metadata_props[key]
-        self.counts["traces_removed"] += len(keys)
 
     def _names_in_annotations(self) -> frozenset[str]:
         if self._annotated is None:

@@ -80,14 +80,18 @@ def ledger(model: Model, file_bytes: int) -> dict[str, Any]:
 
 
 def _text_bytes(model: Model) -> int:
-    """Return the bytes of docs and metadata of the model, its graphs, nodes and values."""
+    """Return the bytes of docs and metadata of the model, its graphs, nodes, values and initializers."""
 
-    def things() -> Iterator[oir.Model | oir.Graph | oir.Node | oir.Value]:
+    def things() -> Iterator[oir.Model | oir.Graph | oir.Node | oir.Value | oir.TensorProtocol]:
         yield model.store
         for graph in model.graphs():
             yield graph
             yield from graph.inputs
-            yield from (value for value in graph.initializers.values() if not value.is_graph_input())
+            for value in graph.initializers.values():
+                if not value.is_graph_input():
+                    yield value
+                if value.const_value is not None:
+                    yield value.const_value
             for node in graph:
                 yield node
                 yield from node.outputs

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.ir.emit import emit
+from graphopt.ir.lower import lower
 from graphopt.passes.eliminate_dead import EliminateDead
 from tests.passes.harness import apply, assert_golden, assert_same_function, op_types, parse
 
@@ -196,3 +199,45 @@ def test_traces_of_exporters_go_where_that_is_asked_for() -> None:
     proto = emit(bare)
     for thing in (*proto.graph.node, proto.graph.input[0], proto.graph):
         assert [(each.key, each.value) for each in thing.metadata_props] == [("author", "me")]
+
+
+def test_traces_go_from_tensors_and_from_entries_of_names_that_exist_nowhere() -> None:
+    """The data stay as they are, and so does the model that shares the tensors."""
+    model = parse(
+        f"{HEADER} g (float[2] x) => (float[2] y) <float[2] w = {{1, 2}}>"
+        "{ a = Add (x, w) c = Constant <value = float[2] {3, 4}> () y = Add (a, c) }"
+    )
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.array([5.0], np.float32), "s"),
+        numpy_helper.from_array(np.array([1], np.int64), "s_places"),
+        [2],
+    )
+    model.graph.sparse_initializer.append(sparse)
+    model.graph.node[2].output[0] = "b"
+    model.graph.node.append(helper.make_node("Add", ["b", "s"], ["y"]))
+    nowhere = helper.make_tensor_value_info("nowhere", TensorProto.FLOAT, [2])
+    model.graph.value_info.append(nowhere)
+
+    def traced(proto: onnx.ModelProto) -> list[Any]:
+        graph = proto.graph
+        return [
+            graph.initializer[0],
+            graph.sparse_initializer[0].values,
+            graph.node[1].attribute[0].t,
+            next(info for info in graph.value_info if info.name == "nowhere"),
+        ]
+
+    for thing in traced(model):
+        for key in ("pkg.onnxscript.rewriter.rule_name", "author"):
+            thing.metadata_props.add(key=key, value="me")
+    before = lower(model)
+    bare, report = apply(EliminateDead(), before.clone(), traces=True)
+    assert report.counts["traces_removed"] == 4
+    proto = emit(bare)
+    assert [[each.key for each in thing.metadata_props] for thing in traced(proto)] == [["author"]] * 4
+    assert [len(thing.metadata_props) for thing in traced(emit(before))] == [2] * 4
+    for thing in traced(proto):
+        del thing.metadata_props[:]
+    for thing in traced(model):
+        del thing.metadata_props[:]
+    assert proto.graph == emit(lower(model)).graph

@@ -61,7 +61,8 @@ def test_text_is_counted_apart() -> None:
     proto.doc_string = "12345"
     proto.graph.node[0].metadata_props.add(key="k\u00e9y", value="1234")  # 4 bytes in UTF-8, and 4
     proto.graph.input[0].metadata_props.add(key="ab", value="c")
-    assert ledger.ledger(lower(proto), 1000)["metadata"] == 5 + 8 + 3
+    proto.graph.initializer[0].metadata_props.add(key="d", value="e")
+    assert ledger.ledger(lower(proto), 1000)["metadata"] == 5 + 8 + 3 + 2
 
 
 def test_initializers_that_nothing_reads() -> None:
