@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from graphopt.errors import DataError, GateFailed, OptionError
 from graphopt.ir import Model, load
 from graphopt.ir.cost import measure_cost
+from graphopt.ir.emit import emit
 from graphopt.ir.lower import lower
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.depth.blocks import Block, find_blocks
+from graphopt.passes.depth.savings import TimeSavings
 from graphopt.passes.depth.search import Search
 from graphopt.passes.prune_blocks import PruneBlocks
+from graphopt.pipeline.text import parse
 from graphopt.runtime.measurements import Measured
 from tests.corpora import zoo_model
 from tests.examples import examples
@@ -316,7 +319,7 @@ def test_the_search_is_greedy_by_error_for_what_is_saved() -> None:
     def measure(chosen: Sequence[Block]) -> float:
         return float(sum(alone[each.name] for each in chosen) ** 1.5)
 
-    search = Search(blocks, saved, measure)
+    search = Search(blocks, lambda block, _gone: saved[block.name], measure)
     expected: list[Block] = []
     while search.step():
         left = [each for each in blocks if each not in expected]
@@ -331,10 +334,86 @@ def test_the_search_is_greedy_by_error_for_what_is_saved() -> None:
 def test_a_block_inside_of_one_that_went_is_gone() -> None:
     _, report = prune(nested(), count=2, data=vectors(), best_effort=True)
     assert names_of(report) in (["outer"], ["inner", "outer"])
-    search = Search(blocks_of(nested())[0], {"inner": 1.0, "outer": 9.0}, lambda chosen: float(len(chosen)))
+    sizes = {"inner": 1.0, "outer": 9.0}
+    search = Search(
+        blocks_of(nested())[0], lambda block, _gone: sizes[block.name], lambda chosen: float(len(chosen))
+    )
     while search.step():
         pass
     assert [step.block.name for step in search.steps] == ["outer"]
+
+
+def around() -> onnx.ModelProto:
+    """x + b(x + a(x)), in which a is large and hardly matters, and a block behind it that is in between."""
+    nodes = [
+        gemm("x", "a", "h"),
+        gemm("h", "a2", "h2"),
+        add("h2", "x", "inner"),
+        gemm("inner", "b", "g"),
+        add("x", "g", "outer"),
+        gemm("outer", "c", "f"),
+        gemm("f", "c2", "f2"),
+        add("outer", "f2", "behind"),
+        gemm("behind", "d", "y"),
+    ]
+    weights = dense("b", "d") | dense("a", "c", rows=64) | dense("a2", "c2", columns=64)
+    weights["a2"] *= 0.01
+    weights["a2_b"] *= 0.01
+    weights["b"] *= 0.7
+    weights["b_b"] *= 0.7
+    return model_of(nodes, [info("x", ["n", WIDTH])], [info("y", ["n", WIDTH])], weights)
+
+
+def test_a_block_around_one_that_went_is_worth_what_is_left_of_it() -> None:
+    """Alone the outer block saves most; without the inner one there is hardly anything left to save."""
+    proto, data = around(), vectors()
+    costs = [measure_cost(lower(proto)), measure_cost(prune(proto, blocks=["inner", "behind"])[0])]
+    ratio = costs[1].known_macs / costs[0].known_macs
+    _, report = prune(proto, macs_ratio=ratio, data=data)
+    assert names_of(report) == ["inner", "behind"]
+    blocks = {block.name: block for block in blocks_of(proto)[0]}
+    times = TimeSavings(1.0, {"inner": 0.3, "outer": 0.5, "behind": 0.4}, [])
+    assert times(blocks["outer"], [blocks["inner"], blocks["behind"]]) == pytest.approx(0.2)
+    assert times(blocks["behind"], [blocks["inner"], blocks["outer"]]) == 0.4
+
+
+def tied(scales: Sequence[float]) -> onnx.ModelProto:
+    """Blocks in a row: the first two have the same weights, all others some of their own."""
+    nodes, weights = [], dense("last")
+    stream = "x"
+    for block, scale in enumerate(scales):
+        up, down = ("up0", "down0") if block < 2 else (f"up{block}", f"down{block}")
+        weights |= dense(up, rows=32) | dense(down, columns=32)
+        weights[f"scale{block}"] = np.float32(scale).reshape(1)
+        nodes += [
+            gemm(stream, up, f"a{block}"),
+            relu(f"a{block}", f"b{block}"),
+            gemm(f"b{block}", down, f"c{block}"),
+            helper.make_node("Mul", [f"c{block}", f"scale{block}"], [f"d{block}"]),
+            add(stream, f"d{block}", f"t{block}"),
+        ]
+        stream = f"t{block}"
+    nodes.append(gemm(stream, "last", "y"))
+    return model_of(nodes, [info("x", ["n", WIDTH])], [info("y", ["n", WIDTH])], weights)
+
+
+@pytest.mark.parametrize(
+    ("scales", "names"),
+    [
+        ((0.01, 0.01, 1.0), ["t0", "t1"]),
+        ((1.0, 0.01, 0.005), ["t2"]),
+        ((0.01, 0.01, 0.03, 0.03), ["t0", "t1"]),
+    ],
+)
+def test_shared_weights_go_with_the_last_block_that_reads_them(
+    scales: tuple[float, ...], names: list[str]
+) -> None:
+    """Half of them is what each of two blocks saves, and all of them what the other saves then."""
+    proto = tied(scales)
+    ratio = 1 - 0.9 / len(scales)  # more than the weights of one block would be too much
+    after, report = prune(proto, params_ratio=ratio, data=vectors())
+    assert sorted(names_of(report)) == names
+    assert measure_cost(after).parameters <= ratio * measure_cost(lower(proto)).parameters
 
 
 @pytest.mark.parametrize("option", ["macs_ratio", "params_ratio"])
@@ -378,6 +457,20 @@ def measured(**ratios: float) -> dict[tuple[str, str], Measured]:
         ("", labels[key]): Measured(labels[key], "", "cpu", 1.0, ratio, ratio, 1.0, 0.01, replayed=True)
         for key, ratio in ratios.items()
     }
+
+
+def test_what_was_chosen_can_be_replayed_without_a_search() -> None:
+    options: dict[str, Any] = {"recover": "least-squares", "data": images(24)}
+    searched, report = prune(resnet(), count=2, **options)
+    (step,) = parse(f"prune-blocks{{{report.extra['replay']}}}")
+    again, _ = prune(resnet(), **dict(step.options), **options)
+    assert emit(again).SerializeToString() == emit(searched).SerializeToString()
+
+
+def test_names_that_look_like_patterns_are_names() -> None:
+    proto = resnet()
+    next(node for node in proto.graph.node if node.op_type == "Add").name = "layer[0]"
+    assert names_of(prune(proto, blocks=["layer[0]"])[1]) == ["layer[0]"]
 
 
 def test_a_budget_of_time_goes_by_what_is_measured() -> None:
@@ -527,8 +620,9 @@ def test_what_is_broadcast_to_a_sum_does_not_make_up_for_its_branch() -> None:
 
 def test_where_nothing_can_be_fitted_it_says_so() -> None:
     options: dict[str, Any] = {"blocks": ["one", "y"], "recover": "bias", "data": vectors()}
-    with pytest.raises(GateFailed, match="recover=bias: nothing stays that has a float weight to fit"):
+    with pytest.raises(GateFailed, match="recover=bias: nothing stays that has a float weight") as caught:
         prune(parallel(), **options)
+    assert "additions" not in caught.value.message  # the blocks were named, none was searched for
     after, report = prune(parallel(), best_effort=True, **options)
     assert_same_function(masked(parallel(), one="ff", y="gg"), after, dims={"n": 2})
     assert report.extra["recovery"]["stages"] == []

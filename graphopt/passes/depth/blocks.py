@@ -61,8 +61,9 @@ class Block:
     nodes: frozenset[oir.Node]
 
     def is_named_by(self, pattern: str) -> bool:
-        """Return whether *pattern* (* and ?) fits the block or the output of its Add."""
-        return any(fnmatch.fnmatchcase(name, pattern) for name in (self.name, self.output))
+        """Return whether *pattern* names the block or the output of its Add, or (* and ?) fits either."""
+        names = (self.name, self.output)
+        return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
     def holds(self, pattern: str) -> bool:
         """Return whether *pattern* fits the block, a node in it, or a weight of one."""

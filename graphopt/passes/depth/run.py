@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,24 @@ from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.depth.blocks import find_blocks, remove
 from graphopt.passes.depth.errors import measure_errors
 from graphopt.passes.depth.fit import Recovery, fit_without
-from graphopt.passes.depth.savings import costs_without, kinds_of, time_savings, without
+from graphopt.passes.depth.savings import CostSavings, kinds_of, time_savings, without
 from graphopt.passes.depth.search import Search
+from graphopt.passes.pruning.allocation import amount_of
 from graphopt.passes.pruning.inputs import add_way_out, oracle_feeds
 from graphopt.passes.pruning.oracle import Claim, judge
 from graphopt.passes.pruning.timing import Timer
 from graphopt.recover.solve import RIDGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from graphopt.api import Context
     from graphopt.ir import Model
     from graphopt.ir.cost import Cost
     from graphopt.passes.depth.blocks import Block
+    from graphopt.passes.depth.savings import Saved
     from graphopt.passes.prune_blocks import PruneBlocks
+    from graphopt.passes.pruning.allocation import Budget
     from graphopt.runtime.session import Feeds
 
 _FEEDS = 2  # that the oracle runs
@@ -78,6 +82,7 @@ class Run:
             "macs_ratio": _ratio(after.known_macs, before.known_macs),
             "params_ratio": _ratio(after.parameters, before.parameters),
             "blocks": [{"name": block.name} for block in chosen],
+            "replay": f"blocks={json.dumps([block.name for block in chosen], ensure_ascii=False)}",
             "blocks_found": len(blocks),
             **self.extra,
         }
@@ -121,7 +126,7 @@ class Run:
         return self._costed(kinds, before)
 
     def _counted(self, count: int) -> list[Block]:
-        search = self._search({block.name: 1.0 for block in self.free})
+        search = self._search(lambda _block, _gone: 1.0)
         while len(search.steps) < count and search.step():
             pass
         if len(search.steps) < count:
@@ -130,32 +135,29 @@ class Run:
 
     def _costed(self, kinds: Sequence[Sequence[Block]], before: Cost) -> list[Block]:
         """Return the blocks without which no more than the ratio of the MACs or parameters is left."""
+        budget: Budget = "parameters" if self.options.macs_ratio is None else "macs"
         name = "params_ratio" if self.options.macs_ratio is None else "macs_ratio"
-        ratio: float = getattr(self.options, name)
-        costs = costs_without(self.model, kinds, self.context.dims)
-
-        def amount(cost: Cost) -> int:
-            return cost.parameters if name == "params_ratio" else cost.known_macs
-
-        search = self._search({each: amount(before) - amount(cost) for each, cost in costs.items()})
-        got = amount(before)
-        while got > ratio * amount(before) and search.step():
-            got = amount(measure_cost(without(self.model, search.chosen), self.context.dims))
-        if got > ratio * amount(before):
-            self._fall_short(f"{name}={ratio:g}: {_ratio(got, amount(before)):.4f} is what can be had")
+        limit: float = getattr(self.options, name)
+        whole = got = amount_of(before, budget)
+        search = self._search(CostSavings(self.model, kinds, budget, self.context.dims))
+        while got > limit * whole and search.step():
+            got = amount_of(measure_cost(without(self.model, search.chosen), self.context.dims), budget)
+        if got > limit * whole:
+            self._fall_short(f"{name}={limit:g}: {_ratio(got, whole):.4f} is what can be had")
         return search.chosen
 
     def _timed(self, kinds: Sequence[Sequence[Block]], limit: float) -> list[Block]:
         """Return the blocks without which the model takes no more than *limit* of the original's time."""
         timer = Timer(self.model, self.context, self.options.timed_as)
         known = time_savings(self.model, kinds, timer)
-        search = self._search(known.saved)
+        search = self._search(known)
         tried: list[dict[str, float]] = []
         expected = got = known.uncut
         wanted, timed = limit, 0
         while got > limit:
             if search.step():
-                expected -= known.saved[search.steps[-1].block.name]
+                *gone, last = (step.block for step in search.steps)
+                expected -= known(last, gone)
                 if expected > wanted:
                     continue
             elif timed == len(search.steps):
@@ -177,15 +179,15 @@ class Run:
             self._fall_short(f"time_ratio={limit:g}: {got:.3f} at best, {known.uncut:.3f} with all blocks")
         return search.chosen
 
-    def _search(self, savings: Mapping[str, float]) -> Search:
-        worth = [block for block in self.free if savings[block.name] > 0]
+    def _search(self, saved: Saved) -> Search:
+        worth = [block for block in self.free if saved(block, ()) > 0]
         self.skipped += [
             (f"block {block.name!r}", "leaving it out saves nothing")
             for block in self.free
-            if savings[block.name] <= 0
+            if block not in worth
         ]
         data = self._data("the error of leaving out a block is measured")
-        search = Search(worth, savings, measure_errors(self.model, data, self._recovery()))
+        search = Search(worth, saved, measure_errors(self.model, data, self._recovery()))
         self.search = search
         return search
 
@@ -219,15 +221,20 @@ class Run:
         return data if samples is None else list(islice(data, samples))
 
     def _fall_short(self, message: str) -> None:
-        """Fail with the reasons, unless going as far as possible is what was asked for."""
+        """Fail with the reasons why no more blocks go, unless as far as possible is what was asked for."""
+        reasons = self.skipped or [("model", "it has no other additions of what varies")]
+        self._fail("budget", message, reasons, "Ask for less, prune before what quantises, or set")
+
+    def _fail(self, what: str, message: str, reasons: Sequence[tuple[str, str]], hint: str) -> None:
+        """Fail with *reasons*, unless going as far as possible is what was asked for."""
         if self.options.best_effort:
-            self.skipped.append(("budget", message))
+            self.skipped.append((what, message))
             return
-        reasons = [f"{where}: {reason}" for where, reason in self.skipped[:_MOST_REASONS]]
+        shown = "; ".join(f"{where}: {reason}" for where, reason in reasons[:_MOST_REASONS])
         raise GateFailed(
-            f"{message} ({'; '.join(reasons) or 'the model has no other additions of what varies'})",
+            f"{message} ({shown})" if shown else message,
             where="prune-blocks",
-            hint="Ask for less, prune before what quantises, or set best_effort=true.",
+            hint=f"{hint} best_effort=true.",
         )
 
     def _leave_out(self, chosen: Sequence[Block]) -> dict[str, int]:
@@ -237,7 +244,12 @@ class Run:
         if recovery is not None:
             fit = fit_without(self.model, chosen, self._data(f"recover={recovery.method} fits"), recovery)
             if not fit.solved:
-                self._fall_short(f"recover={recovery.method}: nothing stays that has a float weight to fit")
+                self._fail(
+                    "recovery",
+                    f"recover={recovery.method}: nothing stays that has a float weight to fit",
+                    fit.skipped,
+                    "Let other blocks go, prune before what quantises, set recover=none or",
+                )
             fit.write(self.model)
             self.extra["recovery"] = fit.report
             self.skipped += fit.skipped

@@ -1,4 +1,8 @@
-"""What leaving a block out saves: MACs, parameters, or time as measured on the target's provider."""
+"""What leaving a block out saves: MACs, parameters, or time as measured on the target's provider.
+
+A block around one that is gone saves what is left of it. A weight that blocks share goes with the last of
+them: each that still has to go saves an equal part of it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,23 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphopt.ir.cost import measure_cost
-from graphopt.passes.depth.blocks import remove
+from graphopt.ir.cost import NOT_PARAMETERS, measure_cost
+from graphopt.passes.depth.blocks import independent, remove
+from graphopt.passes.pruning.allocation import amount_of
 from graphopt.passes.pruning.timing import saving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from graphopt.ir import Model
-    from graphopt.ir.cost import Cost
     from graphopt.ir.shapes import Shapes
     from graphopt.passes.depth.blocks import Block
+    from graphopt.passes.pruning.allocation import Budget
     from graphopt.passes.pruning.timing import Timer
     from graphopt.runtime.measurements import Measured
+
+    Saved = Callable[[Block, Sequence[Block]], float]
+    """What a block saves where others are gone already."""
 
 
 def without(model: Model, blocks: Sequence[Block]) -> Model:
@@ -41,13 +49,83 @@ def kinds_of(blocks: Iterable[Block], shapes: Shapes) -> list[list[Block]]:
     return list(kinds.values())
 
 
-def costs_without(model: Model, kinds: Iterable[Sequence[Block]], dims: Mapping[str, int]) -> dict[str, Cost]:
-    """Return what *model* costs without each block of *kinds* alone, by its name."""
-    found: dict[str, Cost] = {}
-    for kind in kinds:
-        cost = measure_cost(without(model, kind[:1]), dims)
-        found |= dict.fromkeys((block.name for block in kind), cost)
-    return found
+class CostSavings:
+    """What blocks save of MACs or parameters; call it with a block and those that are gone.
+
+    Args:
+        model: The whole model.
+        kinds: Blocks that may go, those that are alike together.
+        budget: What counts of the cost of a model.
+        dims: Sizes bound to symbolic dims.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kinds: Iterable[Sequence[Block]],
+        budget: Budget,
+        dims: Mapping[str, int],
+    ) -> None:
+        self._model, self._budget, self._dims = model, budget, dims
+        self._left: dict[frozenset[str], int] = {}
+        self._blocks = [block for kind in kinds for block in kind]
+        # A MAC belongs to one node.
+        weights = _parameters if budget == "parameters" else lambda _: frozenset()
+        self._weights = {block.name: weights(block) for block in self._blocks}
+        self._alone: dict[str, float] = {}
+        for kind in kinds:
+            of_kind: float | None = None
+            for block in kind:
+                if self._sharing(block, ()):
+                    self._alone[block.name] = self._measured(block, ())
+                    continue
+                if of_kind is None:
+                    of_kind = self._measured(block, ())
+                self._alone[block.name] = of_kind
+
+    def __call__(self, block: Block, gone: Sequence[Block]) -> float:
+        """Return what *block* saves of the model without *gone*."""
+        if any(one.add in block.nodes or self._shares(one, block) for one in gone):
+            return self._measured(block, gone)
+        return self._alone[block.name]
+
+    def _measured(self, block: Block, gone: Sequence[Block]) -> float:
+        alone = self._saved_by([block], gone)
+        sharing = [block, *self._sharing(block, gone)]
+        if len(sharing) == 1:
+            return alone
+        # What goes with all of them and with none of them alone.
+        shared = self._saved_by(sharing, gone) - sum(self._saved_by([one], gone) for one in sharing)
+        return alone + shared / len(sharing)
+
+    def _saved_by(self, blocks: Sequence[Block], gone: Sequence[Block]) -> int:
+        return self._without(gone) - self._without([*gone, *blocks])
+
+    def _without(self, blocks: Sequence[Block]) -> int:
+        key = frozenset(block.name for block in blocks)
+        if key not in self._left:
+            cost = measure_cost(without(self._model, blocks), self._dims)
+            self._left[key] = amount_of(cost, self._budget)
+        return self._left[key]
+
+    def _sharing(self, block: Block, gone: Sequence[Block]) -> list[Block]:
+        """Return the other blocks that are not gone and read weights that *block* reads."""
+        left = independent(self._blocks, gone)
+        return [one for one in left if one is not block and self._shares(one, block)]
+
+    def _shares(self, one: Block, two: Block) -> bool:
+        apart = one.add not in two.nodes and two.add not in one.nodes
+        return apart and not self._weights[one.name].isdisjoint(self._weights[two.name])
+
+
+def _parameters(block: Block) -> frozenset[int]:
+    """Return the tensors of parameters that the nodes of *block* read, by identity; scalars weigh nothing."""
+    read = (value.const_value for node in block.nodes for value in node.inputs if value is not None)
+    return frozenset(
+        id(tensor)
+        for tensor in read
+        if tensor is not None and tensor.size > 1 and tensor.dtype not in NOT_PARAMETERS
+    )
 
 
 @dataclass(frozen=True)
@@ -63,6 +141,12 @@ class TimeSavings:
     uncut: float
     saved: Mapping[str, float]
     table: list[dict[str, object]]
+
+    def __call__(self, block: Block, gone: Sequence[Block]) -> float:
+        """Return what *block* saves where *gone* are left out."""
+        inside = [one for one in gone if one.add in block.nodes]
+        outermost = [one for one in inside if not any(one.add in other.nodes for other in inside)]
+        return self.saved[block.name] - sum(self.saved[one.name] for one in outermost)
 
 
 def time_savings(model: Model, kinds: Sequence[Sequence[Block]], timer: Timer) -> TimeSavings:

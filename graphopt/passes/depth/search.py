@@ -1,8 +1,9 @@
 """Which blocks go: the ones that cost least at the outputs for what they save, one after the other.
 
-Errors are measured on the model without the blocks that went before, so what blocks do together counts.
-Leaving out more rarely makes another block matter less: an error that was measured a few blocks ago is a
-lower bound, and only what leads by its bound is measured anew (lazy greedy; Minoux 1978).
+Errors are measured on the model without the blocks that went before, so what blocks do together counts, and
+what one saves is what it saves without these. Leaving out more rarely makes another block matter less: an
+error that was measured a few blocks ago is a lower bound, and only what leads by its bound is measured anew
+(lazy greedy; Minoux 1978).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING
 from graphopt.passes.depth.blocks import independent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from graphopt.passes.depth.blocks import Block
+    from graphopt.passes.depth.savings import Saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Search:
 
     Args:
         blocks: Those that may go.
-        savings: What each saves, by its name; more than nothing.
+        saved: Gives what a block saves where others are gone; one that saves nothing does not go.
         error_without: Gives the error of the model without some blocks.
 
     Attributes:
@@ -48,17 +50,17 @@ class Search:
     def __init__(
         self,
         blocks: Sequence[Block],
-        savings: Mapping[str, float],
+        saved: Saved,
         error_without: Callable[[Sequence[Block]], float],
     ) -> None:
         self.steps: list[Step] = []
         self.trials = 0
         self._blocks = list(blocks)
         self._left = list(blocks)
-        self._savings = savings
+        self._saved = saved
         self._error_without = error_without
-        # (price, place, error, number of steps when it was measured); at first nothing is known.
-        self._queue = [(float("-inf"), place, 0.0, -1) for place in range(len(blocks))]
+        # What each was last found to add to the error, by its place; at first nothing is known.
+        self._added = [float("-inf")] * len(blocks)
 
     @property
     def chosen(self) -> list[Block]:
@@ -68,19 +70,29 @@ class Search:
     def step(self) -> bool:
         """Choose one more block; return whether there was one."""
         now = self.steps[-1].error if self.steps else 0.0
-        while self._queue:
-            _, place, error, measured = heapq.heappop(self._queue)
+        gone = [step.block for step in self.steps]
+        saved = {
+            place: amount
+            for place, block in enumerate(self._blocks)
+            if block in self._left and (amount := self._saved(block, gone)) > 0
+        }
+        errors: dict[int, float] = {}
+        queue = [(self._added[place] / amount, place) for place, amount in saved.items()]
+        heapq.heapify(queue)
+        while queue:
+            _, place = heapq.heappop(queue)
             block = self._blocks[place]
-            if block not in self._left:
-                continue
-            if measured == len(self.steps):
-                self.steps.append(Step(block, error))
+            if place in errors:
+                self.steps.append(Step(block, errors[place]))
                 self._left = independent(self._left, [block])
+                for around, one in enumerate(self._blocks):
+                    if block.add in one.nodes:  # it now adds less than it did: no bound
+                        self._added[around] = float("-inf")
                 return True
-            error = self._error_without(self._chosen_and(block))
+            errors[place] = self._error_without(self._chosen_and(block))
+            self._added[place] = errors[place] - now
             self.trials += 1
-            price = (error - now) / self._savings[block.name]
-            heapq.heappush(self._queue, (price, place, error, len(self.steps)))
+            heapq.heappush(queue, (self._added[place] / saved[place], place))
         return False
 
     def _chosen_and(self, *more: Block) -> list[Block]:

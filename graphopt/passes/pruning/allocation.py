@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from graphopt.ir.cost import Cost
     from graphopt.passes.pruning.meter import Meter
 
 Budget = Literal["macs", "parameters"]
@@ -31,6 +32,11 @@ FLOOR_SHARE = 0.125
 
 _LEAST_SHARE = 1e-12
 _MOST_CHOICES = 128  # of one family; finer steps change the result by less than a percent of the family
+
+
+def amount_of(cost: Cost, budget: Budget) -> int:
+    """Return what *budget* counts of *cost*."""
+    return cost.known_macs if budget == "macs" else cost.parameters
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from graphopt.errors import (
 )
 from graphopt.ir.channels import prepare
 from graphopt.ir.fingerprint import fingerprint
-from graphopt.passes.pruning.allocation import Budget, Candidate, allocate, ordered
+from graphopt.passes.pruning.allocation import Budget, Candidate, allocate, amount_of, ordered
 from graphopt.passes.pruning.anatomy import Anatomy, examine
 from graphopt.passes.pruning.compensation import Recovery, compensate
 from graphopt.passes.pruning.inputs import add_way_out, check_finite, oracle_feeds
@@ -307,8 +307,8 @@ class Pruner:
         budget: Budget = "parameters" if options.macs_ratio is None else "macs"
         ratio = options.params_ratio if options.macs_ratio is None else options.macs_ratio
         assert ratio is not None
-        limit = math.floor(ratio**part * _amount(first, budget))
-        to_remove = _amount(self.now, budget) - limit
+        limit = math.floor(ratio**part * amount_of(first, budget))
+        to_remove = amount_of(self.now, budget) - limit
         if to_remove <= 0:
             return None
         candidates, meter = self.candidates(whole, anatomy, chosen)
@@ -325,11 +325,11 @@ class Pruner:
             )
             kept = {each.name: np.sort(each.order[: plan.counts[each.name]]) for each in candidates}
             cut = self.cut(whole, anatomy, kept)
-            got = _amount(self.now if cut is None else cut.cost, budget)
+            got = amount_of(self.now if cut is None else cut.cost, budget)
             if got <= limit or not plan.reached:
                 break
             # The meter counts both branches of an If, the budget only the larger one.
-            gone, wanted = _amount(self.now, budget) - got, _amount(self.now, budget) - limit
+            gone, wanted = amount_of(self.now, budget) - got, amount_of(self.now, budget) - limit
             to_remove = max(to_remove + got - limit, math.ceil(to_remove * wanted / max(gone, 1)))
         if plan.note:
             self.notes[plan.note] = None
@@ -339,8 +339,8 @@ class Pruner:
                 anatomy,
                 {each.name: np.sort(each.order[: plan.floors[each.name]]) for each in candidates},
             )
-            least = got if floor is None else min(got, _amount(floor.cost, budget))
-            self.fall_short(budget, ratio, _amount(first, budget), got, least, len(candidates))
+            least = got if floor is None else min(got, amount_of(floor.cost, budget))
+            self.fall_short(budget, ratio, amount_of(first, budget), got, least, len(candidates))
         return cut
 
     def planned(self, anatomy: Anatomy, chosen: Sequence[str]) -> Kept:
@@ -475,10 +475,6 @@ class Pruner:
             extra["recovery"] = self.compensated
         counts = {"families_cut": len(self.families), **dict(self.removed)} if self.families else {}
         return Report(changed=bool(self.families), counts=counts, skipped=tuple(self.skipped), extra=extra)
-
-
-def _amount(cost: Cost, budget: Budget) -> int:
-    return cost.known_macs if budget == "macs" else cost.parameters
 
 
 def _ratio(after: int, before: int) -> float:
