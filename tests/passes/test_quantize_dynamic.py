@@ -58,6 +58,41 @@ def test_products_of_one_activation_share_its_codes() -> None:
     assert sqnr_db(model, after, feeds_of(256)) > 34
 
 
+def test_the_order_of_the_weights_in_the_file_does_not_matter() -> None:
+    # x -> a -> h -> b and c: the file holds the weights in the order c, a, b.
+    weights = {name: RNG(k).standard_normal((256, 256)).astype(np.float32) for k, name in enumerate("cab")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "b"], ["p"], name="left"),
+        helper.make_node("MatMul", ["h", "c"], ["q"], name="right"),
+        helper.make_node("Sum", ["p", "q"], ["y"]),
+    ]
+    model = graph_model(nodes, weights, [3, 256])
+    after, report = apply(PASS, model)
+    assert report.counts == {"products": 3}
+    assert list(op_types(after)).count("DynamicQuantizeLinear") == 2
+    assert sqnr_db(model, after, feeds_of(256)) > 30
+
+
+def test_recurrent_weights_of_several_readers_are_stored_once() -> None:
+    weights = {
+        "w": (RNG(1).standard_normal((1, 256, 64)) * 0.1).astype(np.float32),
+        "r": (RNG(2).standard_normal((1, 256, 64)) * 0.1).astype(np.float32),
+        "axes": np.array([1]),
+    }
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["a"], name="one", hidden_size=64),
+        helper.make_node("Squeeze", ["a", "axes"], ["s"]),
+        helper.make_node("LSTM", ["s", "w", "r"], ["y"], name="two", hidden_size=64),
+    ]
+    model = graph_model(nodes, weights, [9, 1, 64], rank=4)
+    after, report = apply(PASS, model, check=False)
+    assert report.counts == {"lstm": 2}
+    feeds = {"x": RNG(3).standard_normal((9, 1, 64)).astype(np.float32)}
+    assert sqnr_db(model, after, feeds) > 30
+    assert measure_cost(after).weight_bytes < 0.3 * measure_cost(lower(model)).weight_bytes
+
+
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_lstm(tmp_path: Path, direction: str) -> None:
     both = 2 if direction == "bidirectional" else 1

@@ -55,7 +55,8 @@ class Dynamic:
         self._keep = keep
         self._counts: Counter[str] = Counter()
         self._skipped: list[tuple[str, str]] = []
-        self._activations: dict[oir.Value, oir.Node] = {}
+        self._quantizers: set[oir.Node] = set()
+        self._recurrent_codes: dict[oir.Value, list[oir.Value]] = {}
         found = context.analysis("shapes")
         assert isinstance(found, Shapes)
         self._shapes = found
@@ -144,14 +145,7 @@ class Dynamic:
         assert graph is not None
         source = node.inputs[0]
         assert source is not None
-        quantize = self._activations.get(source)
-        if quantize is None or quantize.graph is not graph:
-            quantize = make_node(
-                self._model, "DynamicQuantizeLinear", [source], outputs=3, name=f"{source.name}_quantize"
-            )
-            graph.insert_before(node, quantize)
-            self._activations[source] = quantize
-        codes, scale, zero = quantize.outputs
+        codes, scale, zero = self._quantized(source, graph).outputs
         name = node.name or node.outputs[0].name or "product"
         product = make_node(
             self._model, "MatMulInteger", [codes, stored[0], zero], name=f"{name}_integer", replaces=[node]
@@ -172,6 +166,23 @@ class Dynamic:
             graph.insert_before(node, last)
             last = make_node(self._model, "Add", [last.outputs[0], bias], name=f"{name}_bias")
         replace_node(self._model, node, last)
+
+    def _quantized(self, source: oir.Value, graph: oir.Graph) -> oir.Node:
+        """Return the node of *graph* that quantises *source*, one for all products that read it there."""
+        for reader in source.consumers():
+            if reader in self._quantizers and reader.graph is graph:
+                return reader
+        node = make_node(
+            self._model, "DynamicQuantizeLinear", [source], outputs=3, name=f"{source.name}_quantize"
+        )
+        # Weights come in the order of the file: a product that comes later may stand before this one.
+        producer = source.producer()
+        if producer is not None and producer.graph is graph:
+            graph.insert_after(producer, node)
+        else:
+            graph.insert_before(graph[0], node)
+        self._quantizers.add(node)
+        return node
 
     def _table(self, weight: Weight) -> None:
         least = self._min_elements or _MIN_TABLE
@@ -225,12 +236,7 @@ class Dynamic:
         for tensor, value in zip(held, weights, strict=True):
             assert tensor is not None
             assert value is not None
-            codes, scale = self._turned(to_array(tensor))
-            zero = np.zeros(scale.shape, np.int8)
-            made += [
-                add_initializer(self._model, graph, f"{value.name}_{role}", from_array(array))
-                for role, array in (("codes", codes), ("scale", scale), ("zero", zero))
-            ]
+            made += self._lstm_codes(tensor, value)
         w_codes, w_scale, w_zero, r_codes, r_scale, r_zero = made
         rest = [input_at(node, index) for index in range(3, 8)]
         kept = {
@@ -254,6 +260,19 @@ class Dynamic:
             assert value is not None
             Unpacker(self._model, places.Weight(value, held[0], (), ())).drop()  # type: ignore[arg-type]  # not None
         self._counts["lstm"] += 1
+
+    def _lstm_codes(self, tensor: oir.TensorProtocol, value: oir.Value) -> list[oir.Value]:
+        """Return codes, scales and zero points of a recurrent weight as constants, once for all readers."""
+        stored = self._recurrent_codes.get(value)
+        if stored is None:
+            assert value.graph is not None
+            codes, scale = self._turned(to_array(tensor))
+            zero = np.zeros(scale.shape, np.int8)
+            stored = self._recurrent_codes[value] = [
+                add_initializer(self._model, value.graph, f"{value.name}_{role}", from_array(array))
+                for role, array in (("codes", codes), ("scale", scale), ("zero", zero))
+            ]
+        return stored
 
     def _turned(self, weight: Array) -> tuple[Array, Array]:
         """Return int8 [directions, inputs, gates] and a scale a gate of [directions, gates, inputs]."""
