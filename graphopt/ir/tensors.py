@@ -295,7 +295,14 @@ def to_buffer(tensor: oir.TensorProtocol) -> bytes | memoryview:
 
 
 def nbytes(tensor: oir.TensorProtocol) -> int:
-    """Return how many bytes *tensor* takes in a file, without reading it."""
+    """Return how many bytes the dense content of *tensor* takes, without reading it."""
+    return int(tensor.nbytes)
+
+
+def stored_bytes(tensor: oir.TensorProtocol) -> int:
+    """Return the bytes of *tensor* in a file, of a sparse one those of values and places; it is not read."""
+    if isinstance(tensor, SparseTensor):
+        return int(tensor.values.nbytes + tensor.indices.nbytes)
     return int(tensor.nbytes)
 
 

@@ -53,6 +53,8 @@ def ledger(model: Model, file_bytes: int) -> dict[str, Any]:
         traces of exporters), ``by_dtype``, ``by_initializer`` (the largest, each with its
         dtype, dims and bytes), ``others`` (bytes of those not listed) and ``dead`` (what nothing reads).
     """
+    from graphopt.ir.tensors import stored_bytes
+
     by_dtype: Counter[str] = Counter()
     listed: list[tuple[int, str, str, list[int]]] = []
     seen: set[int] = set()
@@ -61,8 +63,9 @@ def ledger(model: Model, file_bytes: int) -> dict[str, Any]:
             continue
         seen.add(id(tensor))
         dtype = tensor.dtype.name.lower()
-        by_dtype[dtype] += int(tensor.nbytes)
-        listed.append((int(tensor.nbytes), name, dtype, list(tensor.shape.numpy())))
+        size = stored_bytes(tensor)
+        by_dtype[dtype] += size
+        listed.append((size, name, dtype, list(tensor.shape.numpy())))
     listed.sort(key=lambda item: (-item[0], item[1]))
     total = sum(by_dtype.values())
     return {
@@ -105,8 +108,10 @@ def _text_bytes(model: Model) -> int:
 
 def dead(model: Model) -> dict[str, int]:
     """Return the bytes of initializers of all graphs that nothing reads, by name; inputs do not count."""
+    from graphopt.ir.tensors import stored_bytes
+
     return {
-        value.name or "": int(value.const_value.nbytes)
+        value.name or "": stored_bytes(value.const_value)
         for graph in model.graphs()
         for value in graph.initializers.values()
         if value.const_value is not None

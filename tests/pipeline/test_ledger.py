@@ -55,6 +55,17 @@ def test_the_ledger_of_a_run(tmp_path: Path) -> None:
     }
 
 
+def test_sparse_tensors_count_as_they_are_stored(tmp_path: Path) -> None:
+    path, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    path.write_bytes(model().SerializeToString())
+    result = graphopt.run(path, "sparsify-weights{sparsity=0.9, storage=sparse}", out=out)
+    book = result.report.extra["bytes_ledger"]["after"]
+    kept = 410 * (4 + 8)  # of 4096 elements, each a float and an index
+    assert book["by_initializer"][0]["bytes"] == kept
+    assert book["by_dtype"] == {"float": kept + 4 * 64}
+    assert book["weights"] + book["graph"] == out.stat().st_size
+
+
 def test_text_is_counted_apart() -> None:
     proto = model()
     assert ledger.ledger(lower(proto), 1000)["metadata"] == 0
