@@ -361,6 +361,88 @@ def test_weights_that_are_not_finite_stay(bad: float) -> None:
     assert skipped(report) == {"w": "it holds NaN or infinities"}
 
 
+@pytest.mark.parametrize("form", ["auto", "dequantize", "matmulnbits"])
+def test_a_weight_that_a_body_reads_from_outside(tmp_path: Path, form: str) -> None:
+    # onnxruntime looks for the codes of a product in its own graph, and refuses the model otherwise.
+    text = """
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[1,256] x) => (float[1,256] y) <int64 n = {2}, bool yes = {1}> {
+            a = Loop (n, yes, x) <body = b (int64 i, bool c, float[1,256] s) => (bool d, float[1,256] t) {
+                d = Identity (c)
+                p = MatMul (s, w)
+                t = Tanh (p)
+            }>
+            y = Gemm (a, w)
+        }"""
+    model = onnx.parser.parse_model(text)
+    weight = (RNG(1).standard_normal((256, 256)) * 0.05).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    after, report = apply(PASS, model, form=form)
+    assert sum(report.counts.values()) == 1
+    assert optimised(after, tmp_path)  # it loads
+    assert sqnr_db(model, after, {"x": RNG(3).standard_normal((1, 256)).astype(np.float32)}) > 35
+
+
+@pytest.mark.parametrize(("symmetric", "clip"), [(True, "none"), (False, "mse")])
+@pytest.mark.parametrize("form", ["auto", "dequantize"])
+@pytest.mark.parametrize("kind", ["stack", "left", "deconvolution", "scaled Gemm", "lstm"])
+def test_scales_go_by_output_channels(kind: str, form: str, symmetric: bool, clip: str) -> None:
+    # Output channels differ by a factor of 1,000: a scale for several would leave nothing of the small ones.
+    ramp = np.geomspace(0.001, 1, 48, dtype=np.float32)
+    shape, feed, node, factors = {
+        "stack": ((3, 64, 48), (3, 5, 64), helper.make_node("MatMul", ["x", "w"], ["y"]), ramp),
+        "left": ((48, 64), (64, 5), helper.make_node("MatMul", ["w", "x"], ["y"]), ramp[:, None]),
+        "deconvolution": (
+            (64, 48, 2, 3),
+            (1, 64, 4, 4),
+            helper.make_node("ConvTranspose", ["x", "w"], ["y"], kernel_shape=[2, 3]),
+            ramp[:, None, None],
+        ),
+        "scaled Gemm": ((64, 48), (5, 64), helper.make_node("Gemm", ["x", "w"], ["y"], alpha=0.5), ramp),
+        "lstm": (
+            (1, 48, 64),
+            (5, 1, 64),
+            helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=12),
+            ramp[:, None],
+        ),
+    }[kind]
+    weights = {"w": RNG(1).standard_normal(shape).astype(np.float32) * factors}
+    if kind == "lstm":
+        weights["r"] = np.zeros((1, 48, 12), np.float32)
+    model = graph_model([node], weights, list(feed), rank=len(feed) + (kind == "lstm"))
+    after, report = apply(PASS, model, form=form, symmetric=symmetric, clip=clip)
+    assert report.changed
+    # The weight as it is computed, against the one that was there, channel by channel.
+    emitted = emit(after)
+    reader = next(each for each in emitted.graph.node if each.op_type == node.op_type)
+    index = list(node.input).index("w")
+    emitted.graph.output.append(
+        helper.make_tensor_value_info(reader.input[index], TensorProto.FLOAT, list(shape))
+    )
+    x = RNG(3).standard_normal(feed).astype(np.float32)
+    found = run_feeds(session_for(emitted), {"x": x})[reader.input[index]]
+    axis = {"stack": 2, "left": 0, "deconvolution": 1, "scaled Gemm": 1, "lstm": 1}[kind]
+    others = tuple(each for each in range(len(shape)) if each != axis)
+    error = np.square(found - weights["w"]).sum(others) / np.square(weights["w"]).sum(others)
+    assert error.max() < 10**-3.7
+
+
+def test_codes_that_would_take_more_bytes_stay_floats() -> None:
+    row = {"w": RNG(1).standard_normal((1, 4096)).astype(np.float32)}
+    model = graph_model([helper.make_node("MatMul", ["x", "w"], ["y"])], row, [3, 1])
+    for options in ({}, {"form": "matmulnbits"}, {"form": "dequantize", "bits": 4}):
+        _, report = apply(PASS, model, **options)
+        assert not report.changed
+        assert "instead of 16384" in skipped(report)["w"]
+
+
+def test_a_block_that_is_longer_than_the_rows_is_not_padded_to_its_size() -> None:
+    model = product(rows=96)
+    after, _ = apply(PASS, model, form="matmulnbits", bits=4, block_size=1 << 30)
+    assert measure_cost(after).weight_bytes < 0.2 * measure_cost(lower(model)).weight_bytes
+    assert sqnr_db(model, after, feeds_of(96)) > FLOOR_DB[4] - 3
+
+
 def test_reasons() -> None:
     model = product()
     assert "min_elements" in skipped(apply(PASS, model, min_elements=10**7)[1])["w"]

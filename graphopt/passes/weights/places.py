@@ -161,6 +161,30 @@ def product_layout(weight: Weight, use: Use, ops: Sequence[str]) -> tuple[int, i
     return (weight.dims[0], weight.dims[1], False)
 
 
+def contracts_last(weight: Weight) -> bool | None:
+    """Return whether products contract the last axis of a weight (true) or the last but one (false).
+
+    None where some reader is no product, or where readers differ.
+    """
+    found = {
+        use.index == 0
+        if use.node.op_type == "MatMul"
+        else bool(attribute(use.node, "transB", 0))
+        if use.index == 1
+        else not attribute(use.node, "transA", 0)
+        for use in weight.uses
+    }
+    products = all(is_op(use.node, "MatMul", "Gemm") for use in weight.uses)
+    return found.pop() if products and len(found) == 1 else None
+
+
+def feeds_transposed_convolutions(weight: Weight) -> bool:
+    """Return whether its second axis holds the output channels, as in a ConvTranspose of one group."""
+    return all(
+        is_op(use.node, "ConvTranspose") and attribute(use.node, "group", 1) == 1 for use in weight.uses
+    )
+
+
 def behind(node: oir.Node) -> oir.Node | None:
     """Return the activation that would be fused with a product: right behind it or behind its bias."""
     user = sole_user(node.outputs[0])

@@ -15,7 +15,7 @@ from graphopt.ir.rewrite import is_op
 from graphopt.ir.semantics import WeightRole
 from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.stream import is_in_file
-from graphopt.ir.tensors import constant_of, from_array, to_array
+from graphopt.ir.tensors import constant_of, from_array, stored_bytes, to_array
 from graphopt.passes.weights import places, recipes
 from graphopt.passes.weights.feedback import on_grid
 from graphopt.passes.weights.grid import Grid
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
     from graphopt.passes.weights.places import Weight
     from graphopt.targets.weight_only import WeightOnlyRules
+
+_MIN_BLOCK = 16
+"""Smallest block that the runtime's kernels take."""
 
 _BLOCK = 128
 _IN_MEMORY = 1 << 24  # elements of a weight in a file up to which it is read whole for feedback
@@ -86,14 +89,14 @@ class Quantizer:
             self._context.progress(done, len(found))
             try:
                 self._quantize(weight)
-            except recipes.NotFinite:
-                self._skipped.append((weight.name, "it holds NaN or infinities"))
-        if self._counts:
+            except recipes.Unfit as reason:
+                self._skipped.append((weight.name, str(reason)))
+        if self._notes:
             needed = _IR_VERSIONS.get(self._settings.bits, 0)
             self._model.store.ir_version = max(self._model.ir_version, needed)
         return Report(
-            changed=bool(self._counts),
-            counts=dict(sorted(self._counts.items())),
+            changed=bool(self._notes),
+            counts={key: number for key, number in sorted(self._counts.items()) if number},
             skipped=tuple(self._skipped),
             extra={"weights": self._notes} if self._notes else {},
         )
@@ -161,6 +164,8 @@ class Quantizer:
             return f"onnxruntime {self._release} does not fuse it; {rules.fused_since} does"
         if any(places.is_quantised_behind(use.node) for use in weight.uses):
             return "what it gives is quantised again"
+        if any(use.node.graph is not weight.value.graph for use in weight.uses):
+            return "a body reads it from outside, which the runtime does not fuse"
         inputs, columns, _ = layout
         rows = max((self._rows(use.node) or 0 for use in weight.uses), default=0)
         target = self._context.target.name
@@ -205,7 +210,7 @@ class Quantizer:
 
     def _fused(self, weight: Weight, layout: tuple[int, int, bool]) -> None:
         codes, block = self._product_codes(weight, layout)
-        unpacker = Unpacker(self._model, weight)
+        unpacker = self._unpacker(weight, codes)
         replaced = self._rules.replace_behind if self._rules is not None else ()
         for use in weight.uses:
             after = places.behind(use.node)
@@ -216,9 +221,10 @@ class Quantizer:
 
     def _nbits(self, weight: Weight, layout: tuple[int, int, bool]) -> None:
         rows, columns, turned = layout
-        block = self._settings.block_size or _BLOCK
+        # Blocks are padded to their full size: one that is much longer than the rows would be all padding.
+        block = min(self._settings.block_size or _BLOCK, max(_MIN_BLOCK, 1 << (rows - 1).bit_length()))
         codes = recipes.for_nbits(weight.tensor, rows, columns, self._grid, block, turned=turned)
-        unpacker = Unpacker(self._model, weight)
+        unpacker = self._unpacker(weight, codes)
         for use in weight.uses:
             unpacker.nbits(codes, use, rows=rows, columns=columns, bits=self._settings.bits, block=block)
         self._done(unpacker, weight, codes, "matmulnbits")
@@ -227,26 +233,47 @@ class Quantizer:
         lines, length = weight.dims
         grid = replace(self._grid, bits=8)
         codes = recipes.by_lines(weight.tensor, lines, length, grid, length, weight.dims, (lines, 1))
-        unpacker = Unpacker(self._model, weight)
+        unpacker = self._unpacker(weight, codes)
         for use in weight.uses:
             unpacker.gather(codes, use)
         self._done(unpacker, weight, codes, "gathered")
 
     def _dequantized(self, weight: Weight, layout: tuple[int, int, bool] | None) -> None:
         """DequantizeLinear wherever the weight stands, whether the runtime fuses it or not."""
-        unpacker = Unpacker(self._model, weight)
+        last = places.contracts_last(weight)
+        if layout is None and len(weight.dims) == 2 and last is False:
+            layout = (*weight.dims, False)
         if layout is not None:
             codes, block = self._product_codes(weight, layout)
-            for use in weight.uses:
-                unpacker.dequantize(codes, use, axis=0 if block else 1, block=block, turned=layout[2])
+            axis, uses = 0 if block else 1, weight.uses
         else:
-            first, rest = weight.dims[0], weight.size // weight.dims[0]
-            codes = recipes.by_lines(weight.tensor, first, rest, self._grid, rest, weight.dims, (first,))
-            for node, index in list(weight.value.uses()):
-                unpacker.dequantize(
-                    codes, places.Use(node, index, WeightRole.WEIGHT), axis=0, block=0, turned=False
-                )
+            codes, axis, block = self._codes_along_an_axis(weight, last=last)
+            uses = tuple(places.Use(node, index, WeightRole.WEIGHT) for node, index in weight.value.uses())
+        unpacker = self._unpacker(weight, codes)
+        for use in uses:
+            unpacker.dequantize(codes, use, axis=axis, block=block, turned=layout is not None and layout[2])
         self._done(unpacker, weight, codes, "dequantized")
+
+    def _codes_along_an_axis(self, weight: Weight, *, last: bool | None) -> tuple[recipes.Codes, int, int]:
+        """Return codes with a scale for each index of an axis, the axis, and the block where there is one."""
+        dims, block = weight.dims, self._block()
+        first, rest = dims[0], weight.size // dims[0]
+        if last is False:
+            columns = dims[-1]
+            codes = recipes.by_column(weight.tensor, weight.size // columns, columns, self._grid, dims=dims)
+            return codes, len(dims) - 1, 0
+        if places.feeds_transposed_convolutions(weight):
+            run = math.prod(dims[2:])
+            return recipes.by_column(weight.tensor, first, rest, self._grid, run=run, dims=dims), 1, 0
+        if len(dims) == 2 and block and rest % block == 0 and rest > block:
+            codes = recipes.by_lines(
+                weight.tensor, first, rest, self._grid, block, dims, (first, rest // block)
+            )
+            return codes, 1, block
+        axis = 1 if first == 1 and len(dims) > 2 else 0
+        lines = dims[axis]
+        rest = weight.size // lines
+        return recipes.by_lines(weight.tensor, lines, rest, self._grid, rest, dims, (lines,)), axis, 0
 
     def _folded(self, weight: Weight, reason: str = "") -> None:
         pays = self._rules is not None and self._rules.folds_casts
@@ -264,24 +291,26 @@ class Quantizer:
             self._skipped.append((weight.name, why))
             return
         codes = self._folded_codes(weight)
-        unpacker = Unpacker(self._model, weight)
+        unpacker = self._unpacker(weight, codes)
         unpacker.folded(codes, weight.dims)
         self._done(unpacker, weight, codes, "folded", reason)
 
     def _folded_codes(self, weight: Weight) -> recipes.Codes:
         dims, block = weight.dims, self._block()
-        is_product = len(dims) == 2 and all(is_op(use.node, "MatMul", "Gemm") for use in weight.uses)
-        turned = is_product and any(
-            use.node.op_type == "Gemm" and use.node.attributes.get_int("transB", 0) for use in weight.uses
-        )
-        if is_product and not turned:
-            rows, columns = dims
-            weight = self._fed_back(weight, turned=False, block=0 if block and rows % block else block)
-            if not block or rows % block:
-                return recipes.by_column(weight.tensor, rows, columns, self._grid, scale_dims=(1, columns))
-            return recipes.by_columns(weight.tensor, rows, columns, self._grid, block, apart=True)
+        last = places.contracts_last(weight)
+        if last is False:
+            rows, columns = dims[-2:]
+            if len(dims) == 2:
+                weight = self._fed_back(weight, turned=False, block=0 if block and rows % block else block)
+                if not block or rows % block:
+                    per_column = (1, columns)
+                    return recipes.by_column(weight.tensor, rows, columns, self._grid, scale_dims=per_column)
+            # Of a stack of matrices each has scales of its own.
+            size = block if block and rows % block == 0 else rows
+            down = weight.size // columns
+            return recipes.by_columns(weight.tensor, down, columns, self._grid, size, apart=True)
         # Lines run along the last dim where the others are outputs (LSTM), else they are channels.
-        stacked = any(
+        stacked = last or any(
             use.role is WeightRole.RECURRENT_WEIGHT or use.node.op_type in _STACKED for use in weight.uses
         )
         kept = len(dims) - 1 if stacked else 1
@@ -290,6 +319,12 @@ class Quantizer:
             groups = length // block
             return recipes.by_lines(
                 weight.tensor, lines, length, self._grid, block, (lines, groups, block), (lines, groups, 1)
+            )
+        if places.feeds_transposed_convolutions(weight):
+            run = math.prod(dims[2:])
+            per_output = (1, dims[1], *(1 for _ in dims[2:]))
+            return recipes.by_column(
+                weight.tensor, lines, length, self._grid, run=run, dims=dims, scale_dims=per_output
             )
         scale_dims = (*dims[:kept], *(1 for _ in dims[kept:]))
         return recipes.by_lines(weight.tensor, lines, length, self._grid, length, dims, scale_dims)
@@ -315,17 +350,29 @@ class Quantizer:
         self._skipped.append((weight.name, f"rounded to nearest: {reason}"))
         return weight
 
+    def _unpacker(self, weight: Weight, codes: recipes.Codes) -> Unpacker:
+        """Return what puts *codes* in the place of *weight*.
+
+        Raises:
+            Unfit: They take no fewer bytes.
+        """
+        before = stored_bytes(weight.value.const_value or weight.tensor)
+        if codes.nbytes >= before:
+            if self._told.pop(weight.name, None):
+                self._counts["fed_back"] -= 1
+            raise recipes.Unfit(f"as codes it would take {codes.nbytes} bytes instead of {before}")
+        return Unpacker(self._model, weight)
+
     def _done(
         self, unpacker: Unpacker, weight: Weight, codes: recipes.Codes, form: str, reason: str = ""
     ) -> None:
         unpacker.drop()
         self._counts[form] += 1
-        stored = sum(tensor.nbytes for tensor in (codes.codes, codes.scale, codes.zero) if tensor is not None)
         note: dict[str, object] = {
             "name": weight.name,
             "form": form,
-            "bytes_before": weight.tensor.nbytes,
-            "bytes_after": stored,
+            "bytes_before": stored_bytes(weight.value.const_value or weight.tensor),
+            "bytes_after": codes.nbytes,
         }
         note |= self._told.get(weight.name, {})
         if reason:

@@ -40,9 +40,21 @@ class Codes:
     scale: oir.TensorProtocol
     zero: oir.TensorProtocol | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all of it takes in a file."""
+        return sum(each.nbytes for each in (self.codes, self.scale, self.zero) if each is not None)
 
-class NotFinite(Exception):  # noqa: N818 - an answer, not a failure; it never leaves the family
+
+class Unfit(Exception):  # noqa: N818 - an answer, not a failure; it never leaves the family
+    """A weight stays as it is, for the reason given."""
+
+
+class NotFinite(Unfit):
     """A weight holds NaN or infinities."""
+
+    def __init__(self) -> None:
+        super().__init__("it holds NaN or infinities")
 
 
 def require_finite(tensor: oir.TensorProtocol) -> None:
@@ -114,16 +126,36 @@ def by_column(
     grid: Grid,
     *,
     turned: bool = False,
+    run: int = 1,
+    dims: tuple[int, ...] | None = None,
     scale_dims: tuple[int, ...] | None = None,
 ) -> Codes:
-    """Return [rows, columns] codes with one scale a column; the scales, [columns], are computed now."""
+    """Return [rows, columns] codes with one scale a column; the scales, [columns], are computed now.
+
+    Args:
+        tensor: [rows, columns], or [columns, rows] where *turned*.
+        rows: Length of what is contracted.
+        columns: Number of columns.
+        grid: How to round.
+        turned: Whether the tensor is the transpose.
+        run: Columns side by side that share a scale: positions of a kernel.
+        dims: Shape of the codes, where it is not [rows, columns].
+        scale_dims: Shape of the scales, where it is not [columns / run].
+    """
     if turned or not grid.is_plain:
         require_finite(tensor)
-        matrix = Matrix(tensor, columns, rows) if turned else Matrix(tensor, rows, columns, axis=1)
+        matrix = (
+            Matrix(tensor, columns, rows) if turned else Matrix(tensor, rows, columns, axis=1, multiple=run)
+        )
 
         def fit(piece: Block) -> tuple[Array, Array | None]:
             data = piece.as_float32()
-            scale, zero = grid.fit(data[:, :, None] if turned else data[None])
+            groups = (
+                data[:, :, None]
+                if turned
+                else data.reshape(rows, -1, run).transpose(0, 2, 1).reshape(1, rows * run, -1)
+            )
+            scale, zero = grid.fit(groups)
             return scale.reshape(-1), None if zero is None else zero.reshape(-1)
 
         found = scan(matrix, fit)
@@ -135,8 +167,8 @@ def by_column(
             Matrix(tensor, rows, columns),
             lambda piece: (piece.as_float32().min(axis=0), piece.as_float32().max(axis=0)),
         )
-        least = np.min([low for low, _ in extremes], axis=0)
-        most = np.max([high for _, high in extremes], axis=0)
+        least = np.min([low for low, _ in extremes], axis=0).reshape(-1, run).min(axis=1)
+        most = np.max([high for _, high in extremes], axis=0).reshape(-1, run).max(axis=1)
         if not (np.isfinite(least).all() and np.isfinite(most).all()):
             raise NotFinite  # the extremes tell; no need to read everything once more
         scale, zero = grid.span(least, most)
@@ -148,16 +180,22 @@ def by_column(
         else Matrix(tensor, rows, columns, multiple=multiple)
     )
 
+    wide, shift = (
+        None if each is None else np.repeat(each, run)[None] if run > 1 else each[None]
+        for each in (scale, zero)
+    )
+    assert wide is not None
+
     def transform(piece: Block) -> Sequence[Array]:
-        data = _as_rows(piece, turned=turned)[None]
-        codes = _encode(piece, grid, data, scale[None], None if zero is None else zero[None])
+        codes = _encode(piece, grid, _as_rows(piece, turned=turned)[None], wide, shift)
         return (_stored(piece, codes, grid.width),)
 
+    shape = (rows, columns) if dims is None else dims
     (codes,) = produce(
-        Recipe(matrix, (Part(grid.dtype, (rows, columns), multiple * columns * grid.width // 8),), transform),
+        Recipe(matrix, (Part(grid.dtype, shape, multiple * columns * grid.width // 8),), transform),
         ("codes",),
     )
-    shape = (columns,) if scale_dims is None else scale_dims
+    shape = (columns // run,) if scale_dims is None else scale_dims
     return Codes(
         codes,
         from_array(scale.reshape(shape)),

@@ -37,6 +37,7 @@ class Unpacker:
         assert graph is not None
         self._graph = graph
         self._shared: dict[int, oir.Value] = {}
+        self._dequantized: oir.Value | None = None
 
     def constant(self, tensor: oir.TensorProtocol, role: str) -> oir.Value:
         """Return *tensor* as a constant of the graph, each once."""
@@ -55,7 +56,17 @@ class Unpacker:
         return made
 
     def dequantize(self, codes: Codes, use: Use, *, axis: int, block: int, turned: bool) -> None:
-        """Put a DequantizeLinear in front of one reader; a Gemm that read the transpose no longer does."""
+        """Put a DequantizeLinear in front of one reader; a Gemm that read the transpose no longer does.
+
+        Readers in bodies share one that stands outside: onnxruntime looks for the codes of a product in the
+        graph of the product alone, and does not load the model where they stand in an outer one.
+        """
+        if turned:
+            use.node.attributes.pop("transB")
+        outside = use.node.graph is not self._graph
+        if outside and self._dequantized is not None:
+            use.node.replace_input_with(use.index, self._dequantized)
+            return
         attributes = {"axis": axis} | ({"block_size": block} if block else {})
         node = make_node(
             self._model,
@@ -66,11 +77,11 @@ class Unpacker:
             name=f"{self._weight.name}_dequantize",
         )
         self._type(node.outputs[0], tuple(codes.codes.shape.numpy()))
-        assert use.node.graph is not None
-        use.node.graph.insert_before(use.node, node)
+        anchor = self._graph[0] if outside else use.node
+        self._graph.insert_before(anchor, node)
         use.node.replace_input_with(use.index, node.outputs[0])
-        if turned:
-            use.node.attributes.pop("transB")
+        if outside:
+            self._dequantized = node.outputs[0]
 
     def nbits(self, codes: Codes, use: Use, *, rows: int, columns: int, bits: int, block: int) -> None:
         """Write the product as MatMulNBits, with the bias of a Gemm as an Add."""
