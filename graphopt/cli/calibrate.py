@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from graphopt.cli.inputs import open_inputs
 from graphopt.cli.options import (
     DebugOption,
     DimOption,
@@ -16,7 +17,6 @@ from graphopt.cli.options import (
     ModelArgument,
     SamplesOption,
     SeedOption,
-    parse_dims,
 )
 from graphopt.cli.output import Output
 from graphopt.errors import OptionError
@@ -57,38 +57,33 @@ def calibrate(
     debug: DebugOption = False,
 ) -> int:
     """Collect statistics of MODEL's values on data, in one pass and little memory, and write them to FILE."""
-    from graphopt.ir import load
     from graphopt.pipeline import calibrating
-    from graphopt.pipeline.plugins import load_plugins
     from graphopt.pipeline.recipe import read_recipe
-    from graphopt.pipeline.validation import open_feeds
-    from graphopt.targets import load_target
 
     del debug
     output = Output(json=json)
     if pipeline is not None and recipe is not None:
         raise OptionError("expected one of --pipeline and --recipe, got both")
     said = None if recipe is None else read_recipe(recipe)
-    registry = load_plugins(local_plugins)
-    dims = parse_dims(dim)
-    chosen = load_target(target, dict(registry.targets))
-    loaded = load(model)
-    feeds, warnings = open_feeds(
-        loaded,
+    opened = open_inputs(
+        output,
+        model,
         data,
+        target=target,
+        dim=dim,
         samples=samples,
         seed=seed,
-        dims=dims,
-        registry=registry,
+        local_plugins=local_plugins,
         preprocess=None if said is None else said.preprocess,
     )
-    for warning in (*registry.warnings, *warnings):
-        output.warning(warning)
+    loaded = opened.model
     steps = pipeline if said is None else said.steps or None
     if steps is None:
         wanted = calibrating.everything(loaded)
     else:
-        wanted = calibrating.for_pipeline(loaded, steps, registry, chosen, dims=dims, seed=seed)
+        wanted = calibrating.for_pipeline(
+            loaded, steps, opened.registry, opened.target, dims=opened.dims, seed=seed
+        )
     if wanted.absent:
         output.warning(
             f"{len(wanted.absent)} values that the pipeline wants only exist behind its steps, for example "
@@ -98,7 +93,7 @@ def calibrate(
     with output.watching() as watch:
         watch.stage("running the data")
         found = calibrating.calibrate(
-            loaded, feeds, wanted, out, merge=tuple(merge or ()), seed=seed, progress=watch.progress
+            loaded, opened.feeds, wanted, out, merge=tuple(merge or ()), seed=seed, progress=watch.progress
         )
     seconds = time.perf_counter() - start
     skipped = sorted(found.skipped.items())
@@ -117,7 +112,7 @@ def calibrate(
                 "grams": len(found.grams),
                 "skipped": [{"where": name, "reason": reason} for name, reason in skipped],
                 "seconds": seconds,
-                "warnings": [*registry.warnings, *warnings],
+                "warnings": list(opened.warnings),
             }
         )
         return 0

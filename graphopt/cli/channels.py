@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphopt.cli.inputs import open_registry
 from graphopt.cli.options import (
     DebugOption,
     DimOption,
@@ -48,15 +49,12 @@ def channels(
 ) -> int:
     """Show which channels, heads and hidden units of MODEL can go, what they cost, and what is locked."""
     from graphopt.ir import load
-    from graphopt.pipeline.plugins import load_plugins
     from graphopt.report.channels import channel_graph, channels_page, to_dot, to_svg
     from graphopt.report.json import write_whole
 
     del debug
     output = Output(json=json)
-    registry = load_plugins(local_plugins)
-    for warning in registry.warnings:
-        output.warning(warning)
+    registry = open_registry(local_plugins, output)
     loaded = load(model)
     found = _listed(loaded, parse_dims(dim), registry.channel_rules)
     document = {"schema": 1, "command": "channels", "path": str(model), **found}

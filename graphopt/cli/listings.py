@@ -8,6 +8,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from graphopt.cli.inputs import open_registry
 from graphopt.cli.options import DebugOption, JsonOption, LocalPluginsOption
 from graphopt.cli.output import Output
 
@@ -38,7 +39,7 @@ def passes(
 
     del debug
     output = Output(json=json)
-    registry = _registry(local_plugins, output)
+    registry = open_registry(local_plugins, output)
     if name is not None:
         found = _pass(registry, name)
         output.show(_pass_page(found))
@@ -67,7 +68,7 @@ def plugins(
 
     del debug
     output = Output(json=json)
-    registry = _registry(local_plugins, output)
+    registry = open_registry(local_plugins, output)
     warnings = installation_warnings()
     for warning in warnings:
         output.warning(warning)
@@ -124,7 +125,7 @@ def targets(
 
     del debug
     output = Output(json=json)
-    registry = _registry(local_plugins, output)
+    registry = open_registry(local_plugins, output)
     extra = dict(registry.targets)
     if name is not None:
         target = load_target(name, extra, where="")
@@ -160,15 +161,6 @@ def targets(
             }
         )
     return 0
-
-
-def _registry(local_plugins: Any, output: Output) -> Registry:  # noqa: ANN401 - a path or None
-    from graphopt.pipeline.plugins import load_plugins
-
-    registry = load_plugins(local_plugins)
-    for warning in registry.warnings:
-        output.warning(warning)
-    return registry
 
 
 def _pass(registry: Registry, name: str) -> dict[str, Any]:

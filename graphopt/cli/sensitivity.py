@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from graphopt.cli.inputs import open_inputs
 from graphopt.cli.options import (
     DebugOption,
     DimOption,
@@ -17,7 +18,6 @@ from graphopt.cli.options import (
     ModelArgument,
     SamplesOption,
     SeedOption,
-    parse_dims,
     preprocess_of,
     statistics_cache,
 )
@@ -47,40 +47,32 @@ def sensitivity(
     debug: DebugOption = False,
 ) -> int:
     """Rank MODEL's nodes by the error and time that quantising each means, as a plan for insert-qdq."""
-    from graphopt.ir import load
+    from graphopt.calibrate.calibration import Calibration
     from graphopt.passes.insert_qdq import InsertQdq
     from graphopt.pipeline import sensitivity as ranking
     from graphopt.pipeline.manager import Manager
-    from graphopt.pipeline.plugins import load_plugins
-    from graphopt.pipeline.validation import open_feeds
     from graphopt.runtime.measurements import Measurements
-    from graphopt.targets import load_target
 
     del debug
     output = Output(json=json)
-    registry = load_plugins(local_plugins)
-    dims = parse_dims(dim)
-    chosen = load_target(target, dict(registry.targets))
-    loaded = load(model)
-    feeds, warnings = open_feeds(
-        loaded,
+    opened = open_inputs(
+        output,
+        model,
         data,
+        target=target,
+        dim=dim,
         samples=samples,
         seed=seed,
-        dims=dims,
-        registry=registry,
+        local_plugins=local_plugins,
         preprocess=preprocess_of(recipe),
     )
-    for warning in (*registry.warnings, *warnings):
-        output.warning(warning)
-    from graphopt.calibrate.calibration import Calibration
-
-    measurements = Measurements(chosen.provider, feeds=feeds, dims=dims, seed=seed)
+    loaded, feeds, dims = opened.model, opened.feeds, opened.dims
+    measurements = Measurements(opened.target.provider, feeds=feeds, dims=dims, seed=seed)
     with output.watching() as watch:
         watch.stage("quantising node by node")
         manager = Manager(
-            registry,
-            target=chosen,
+            opened.registry,
+            target=opened.target,
             dims=dims,
             seed=seed,
             calibration=Calibration(feeds, cache=statistics_cache(), seed=seed),
