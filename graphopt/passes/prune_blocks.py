@@ -6,12 +6,12 @@ that cost least at the outputs, on data, for what they save: MACs, parameters or
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, Report
-from graphopt.passes.pruning.options import BudgetOptions
+from graphopt.passes.pruning.options import BudgetOptions, Recover, Ridge, RowsPerSample
 
 if TYPE_CHECKING:
     from graphopt.api import Evidence
@@ -45,19 +45,9 @@ class PruneBlocks(Pass):
             description="go as far as there are blocks where the budget cannot be reached, instead of failing"
             " (true or false)",
         )
-        recover: Literal["none", "bias", "least-squares"] = Field(
-            default="none",
-            description="what is fitted to data so that what stays makes up for what goes: nothing, biases,"
-            " or weights and biases (none, bias or least-squares)",
-        )
-        ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
-            default=1e-3,
-            description="ridge of the solves; auto: for each the one that predicts a quarter of the samples"
-            " best, which is held out (relative to the mean variance of a column)",
-        )
-        rows_per_sample: int = Field(
-            default=64, ge=1, description="positions that recover draws from each sample (a number)"
-        )
+        recover: Recover = "none"
+        ridge: Ridge = 1e-3
+        rows_per_sample: RowsPerSample = 64
         samples: int | None = Field(
             default=None, ge=1, description="samples of the data to use, or none for all (a number)"
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from graphopt.api import Context, Pass, PassInfo, Report
-from graphopt.passes.pruning.options import BudgetOptions
+from graphopt.passes.pruning.options import BudgetOptions, Recover, Ridge, RowsPerSample
 
 if TYPE_CHECKING:
     from graphopt.api import Evidence
@@ -86,11 +86,7 @@ class PruneChannels(Pass):
         seed: int | None = Field(
             default=None, ge=0, description="seed of the random criterion; none: that of the run (a number)"
         )
-        recover: Literal["none", "bias", "least-squares"] = Field(
-            default="none",
-            description="what is fitted to data so that what stays makes up for what goes: nothing, biases,"
-            " or weights and biases (none, bias or least-squares)",
-        )
+        recover: Recover = "none"
         refit: Literal["changed", "all"] = Field(
             default="all",
             description="weights that recover=least-squares fits: those that lose inputs, or all behind the"
@@ -103,14 +99,8 @@ class PruneChannels(Pass):
             description="times that recover walks through the model; from the second on depthwise"
             " convolutions are fitted too, and every weight from where it is (walks)",
         )
-        ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
-            default=1e-3,
-            description="ridge of the solves; auto: for each the one that predicts a quarter of the samples"
-            " best, which is held out (relative to the mean variance of a column)",
-        )
-        rows_per_sample: int = Field(
-            default=64, ge=1, description="positions that recover draws from each sample (a number)"
-        )
+        ridge: Ridge = 1e-3
+        rows_per_sample: RowsPerSample = 64
         samples: int | None = Field(
             default=None,
             ge=1,

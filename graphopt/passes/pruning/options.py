@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from graphopt.api import PassOptions
+
+# Fields and not a class, since each pass says in an order of its own what it takes.
+Recover = Annotated[
+    Literal["none", "bias", "least-squares"],
+    Field(
+        description="what is fitted to data so that what stays makes up for what goes: nothing, biases,"
+        " or weights and biases (none, bias or least-squares)"
+    ),
+]
+Ridge = Annotated[
+    Literal["auto"] | Annotated[float, Field(gt=0)],
+    Field(
+        description="ridge of the solves; auto: for each the one that predicts a quarter of the samples"
+        " best, which is held out (relative to the mean variance of a column)"
+    ),
+]
+RowsPerSample = Annotated[
+    int, Field(ge=1, description="positions that recover draws from each sample (a number)")
+]
 
 
 class BudgetOptions(PassOptions):
