@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 import graphopt
+from benchmarks.rows import open_quietly, show_all
 from graphopt.errors import GraphoptError
 from tests.corpora import asset_tasks
 
@@ -82,10 +82,7 @@ class Subject:
 
     def outputs(self, path: Path) -> list[np.ndarray]:
         """The float outputs on the feeds that calibration does not see."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_quietly(path)
         return [session.run(None, feed)[0].astype(np.float64) for feed in self.held]
 
     def run(self, text: str) -> tuple[str, float | None, str]:
@@ -155,14 +152,8 @@ def main() -> int:
         alone = {name: subject.run(text) for name, text in STEPS.items()}
         for name, (outcome, error, reason) in alone.items():
             print(f"{subject.name:15} {name:16} {'':16} {outcome:10} {_text(error)} {reason}", flush=True)
-        for first, second in itertools.permutations(STEPS, 2):
-            row = judge(subject, first, second, alone)
-            rows.append(row)
-            print(
-                f"{row.model:15} {first:16} {second:16} {row.outcome:10} {_text(row.error)}"
-                f" of {_text(row.alone)} {row.reason}",
-                flush=True,
-            )
+        pairs = itertools.permutations(STEPS, 2)
+        rows += show_all((judge(subject, first, second, alone) for first, second in pairs), line_of)
     if arguments.json:
         arguments.json.write_text(
             json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8"
@@ -170,6 +161,14 @@ def main() -> int:
     faults = [row for row in rows if row.outcome not in {"agrees", "refused", "unchanged"}]
     print(f"{len(rows)} pairs, {len(faults)} faults")
     return int(bool(faults))
+
+
+def line_of(row: Row) -> str:
+    """What is printed of a pair."""
+    return (
+        f"{row.model:15} {row.first:16} {row.second:16} {row.outcome:10} {_text(row.error)}"
+        f" of {_text(row.alone)} {row.reason}"
+    )
 
 
 def _text(error: float | None) -> str:

@@ -129,17 +129,13 @@ RESNET20 = {
 
 def factorised(task: Any, pipeline: str, data: list[Any], out: Path) -> dict[str, Any]:
     """Run *pipeline* and return the metric and the MACs that remain."""
-    import onnxruntime as ort
-
     import graphopt
+    from benchmarks.rows import evaluate
     from graphopt.ir import load
     from graphopt.ir.cost import measure_cost
 
     graphopt.run(task.model, pipeline, out=out, data=data, validate=False)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    session = ort.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
-    metric = task.evaluate(lambda feeds: session.run(None, feeds))
+    metric = evaluate(task, out)
     macs = [measure_cost(load(path), {}).known_macs for path in (task.model, out)]
     return {task.metric: round(metric, 4), "macs_ratio": round(macs[1] / macs[0], 3)}
 

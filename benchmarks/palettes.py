@@ -10,19 +10,16 @@ Needs GRAPHOPT_ASSETS, and pillow for the tasks with images.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 import graphopt
-from benchmarks.rows import merge
+from benchmarks.rows import evaluate, keeper, parser_of, show_all, verdict
 from tests.corpora import asset_tasks
 
 CLEAN = ",canonicalize,fold-constants,deduplicate,eliminate-dead{traces=true}"
@@ -87,15 +84,6 @@ class Row:
     passed: bool
 
 
-def evaluate(task: Any, path: Path) -> float:
-    """The task's metric of the model at *path*."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return float(task.evaluate(lambda feeds: session.run(None, feeds)))
-
-
 def run_case(name: str, tasks: Any, *, timed: bool, known: dict[str, float]) -> Row:
     """Measure one case."""
     case = CASES[name]
@@ -122,29 +110,29 @@ def run_case(name: str, tasks: Any, *, timed: bool, known: dict[str, float]) -> 
     return Row(name, after, before, after / before, metric, fp32, drop, ratio, noise, seconds, passed)
 
 
+def line_of(row: Row) -> str:
+    """What is printed of a case."""
+    timing = "" if row.time_ratio is None else f" | time {row.time_ratio:.3f}x"
+    return (
+        f"{row.case:22s} {row.file_bytes:9d} bytes {row.size_ratio:6.1%} | "
+        f"{row.metric_fp32:.4f} -> {row.metric:.4f} (drop {row.drop:+.4f}){timing} | "
+        f"{row.seconds:.1f} s{verdict(row.passed)}"
+    )
+
+
 def main() -> int:
     """Run the cases that are named, or all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cases", nargs="*", metavar="CASE")
-    parser.add_argument("--json", type=Path)
+    parser = parser_of(__doc__, CASES)
     parser.add_argument("--no-time", action="store_true")
     arguments = parser.parse_args()
     tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
-    rows, known = [], {}
-    for name in arguments.cases or CASES:
-        row = run_case(name, tasks, timed=not arguments.no_time, known=known)
-        rows.append(row)
-        timing = "" if row.time_ratio is None else f" | time {row.time_ratio:.3f}x"
-        print(
-            f"{row.case:22s} {row.file_bytes:9d} bytes {row.size_ratio:6.1%} | "
-            f"{row.metric_fp32:.4f} -> {row.metric:.4f} (drop {row.drop:+.4f}){timing} | "
-            f"{row.seconds:.1f} s | {'ok' if row.passed else 'MISSED'}",
-            flush=True,
-        )
-        if arguments.json:
-            merge(arguments.json, map(asdict, rows), CASES, indent=1)
+    known: dict[str, float] = {}
+    timed = not arguments.no_time
+    rows = show_all(
+        (run_case(name, tasks, timed=timed, known=known) for name in arguments.cases or CASES),
+        line_of,
+        keeper(arguments.json, CASES, indent=1),
+    )
     return int(not all(row.passed for row in rows))
 
 

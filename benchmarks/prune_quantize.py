@@ -12,20 +12,17 @@ follows what is measured.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recovery import evaluate
-
 import graphopt
+from benchmarks.rows import evaluate, keeper, parser_of, show_all, verdict
 from tests.corpora import asset_tasks
 
 TASK = "cifar-resnet56"
@@ -118,31 +115,25 @@ def run_case(name: str, task: Any, fp32: float) -> Row:
     )
 
 
+def line_of(row: Row) -> str:
+    """What is printed of a case."""
+    speed = "-" if row.speed is None else f"{row.speed:.2f}x"
+    return (
+        f"{row.case:18} {row.metric:.4f} of {row.metric_fp32:.4f} | drop {row.drop:.4f} | {speed}"
+        f" | {row.widths or row.blocks} | {row.cpu_s:.0f} CPU-s{verdict(row.passed)}"
+    )
+
+
 def main() -> int:
     """Run the cases that are named, or all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, CASES).parse_args()
     task = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))[TASK]
     fp32 = evaluate(task, task.model)
-    rows = []
-    for name in arguments.cases or CASES:
-        row = run_case(name, task, fp32)
-        rows.append(row)
-        speed = "-" if row.speed is None else f"{row.speed:.2f}x"
-        verdict = "" if row.passed is None else " | ok" if row.passed else " | MISSED"
-        cut = row.widths or row.blocks
-        print(
-            f"{name:18} {row.metric:.4f} of {fp32:.4f} | drop {row.drop:.4f} | {speed} | {cut}"
-            f" | {row.cpu_s:.0f} CPU-s{verdict}",
-            flush=True,
-        )
-        if arguments.json:  # the whole takes long
-            content = json.dumps([asdict(row) for row in rows], indent=1)
-            arguments.json.write_text(content + "\n", encoding="utf-8")
+    rows = show_all(
+        (run_case(name, task, fp32) for name in arguments.cases or CASES),
+        line_of,
+        keeper(arguments.json, CASES, indent=1),
+    )
     return int(any(row.passed is False for row in rows))
 
 

@@ -18,14 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 import graphopt
-from benchmarks.rows import merge
+from benchmarks.rows import evaluate, keeper, parser_of, show_all, verdict
 from tests.corpora import asset_tasks
 
 LS = "recover=least-squares"
@@ -136,15 +134,6 @@ class Row:
     passed: bool | None
 
 
-def evaluate(task: Any, path: Path) -> float:
-    """The task's metric of the model at *path*."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return float(task.evaluate(lambda feeds: session.run(None, feeds)))
-
-
 def run_case(name: str, tasks: Any, known: dict[str, float]) -> Row:
     """Measure one case."""
     case = CASES[name]
@@ -195,13 +184,19 @@ def walk_of(samples: int) -> int:
         return walk.effort.peak_bytes
 
 
+def line_of(row: Row) -> str:
+    """What is printed of a case."""
+    macs = "" if row.macs_ratio is None else f" | MACs {row.macs_ratio:.3f}"
+    speed = "" if row.speed is None else f" | {row.speed:.2f}x"
+    return (
+        f"{row.case:32} {row.metric:8.4f} of {row.metric_fp32:.4f} | drop {row.drop:8.4f}{macs}"
+        f" | {row.cpu_s:6.1f} CPU-s{speed}{verdict(row.passed)}"
+    )
+
+
 def main() -> int:
     """Run the cases that are named, or all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--json", type=Path)
+    parser = parser_of(__doc__, CASES)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--walk", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -220,21 +215,12 @@ def main() -> int:
         print(f"peak memory {peaks[0] / 2**20:.0f} MiB at 512, {peaks[1] / 2**20:.0f} MiB at 4,096 samples")
         return 0 if peaks[1] <= 1.1 * peaks[0] else 1
     tasks = asset_tasks(Path(os.environ["GRAPHOPT_ASSETS"]))
-    rows: list[Row] = []
     known: dict[str, float] = {}
-    for name in arguments.cases or CASES:
-        row = run_case(name, tasks, known)
-        rows.append(row)
-        macs = "" if row.macs_ratio is None else f" | MACs {row.macs_ratio:.3f}"
-        speed = "" if row.speed is None else f" | {row.speed:.2f}x"
-        verdict = "" if row.passed is None else " | ok" if row.passed else " | MISSED"
-        print(
-            f"{name:32} {row.metric:8.4f} of {row.metric_fp32:.4f} | drop {row.drop:8.4f}{macs}"
-            f" | {row.cpu_s:6.1f} CPU-s{speed}{verdict}",
-            flush=True,
-        )
-    if arguments.json:
-        merge(arguments.json, map(asdict, rows), CASES)
+    rows = show_all(
+        (run_case(name, tasks, known) for name in arguments.cases or CASES),
+        line_of,
+        keeper(arguments.json, CASES),
+    )
     return 1 if any(row.passed is False for row in rows) else 0
 
 

@@ -241,24 +241,18 @@ LLAMA_LIMITS = {"file_ratio": 0.30, "perplexity_change": 0.01, "speedup": 1.15}
 
 def llama(results: list[dict[str, Any]], folder: Path) -> bool:
     """Measure the file, the perplexity and the time of the small Llama of the assets, in both exports."""
-    import onnxruntime as ort
-
     import graphopt
+    from benchmarks.rows import evaluate
     from graphopt.runtime.latency import measure_latency
 
     sys.path.insert(0, os.environ["GRAPHOPT_ASSETS"])
     from tasks import TASKS  # type: ignore[import-not-found]  # stands with the assets
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
     passed = True
     for name in ("stories-llama", "stories-llama-dynamo"):
         task, out = TASKS[name], folder / "llama.onnx"
         graphopt.run(task.model, LLAMA, out=out, validate=False)
-        perplexity = []
-        for path in (task.model, out):
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            perplexity.append(task.evaluate(lambda feeds, session=session: session.run(None, feeds)))
+        perplexity = [evaluate(task, path) for path in (task.model, out)]
         latency = measure_latency(task.model, out, next(iter(task.calibration(1))))
         found = {
             "file_ratio": out.stat().st_size / task.model.stat().st_size,
