@@ -88,9 +88,36 @@ def test_every_number_of_bits(bits: int, opset: int) -> None:
     assert max_db - 0.25 < measured < max_db + (1.5 if bits < 7 else 6.0)
     assert measured == pytest.approx(told["sqnr_db"], abs=0.01)
     cost = measure_cost(after)
-    tables = 16384 if opset < 21 or bits != 4 else 0
+    tables = 256 * 15 if opset < 21 or bits != 4 else 0  # a byte for each code in a byte, at most
     assert cost.weight_bytes <= weight.nbytes * bits / 32 + 4 * 2**bits + tables
     assert not cost.dead
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 7])
+def test_what_was_saved_is_what_the_file_lost(bits: int) -> None:
+    proto = matmul(normal(96, 64))
+    before = len(proto.SerializeToString())
+    after, report = apply(ShareWeights(), proto, bits=bits)
+    assert report.counts["bytes_saved"] == pytest.approx(
+        before - len(emit(after).SerializeToString()), abs=400
+    )
+
+
+def test_tables_of_several_palettes_are_stored_once() -> None:
+    proto = matmul(normal(64, 64))
+    proto.graph.initializer.append(numpy_helper.from_array(normal(64, 64, seed=1), "v"))
+    proto.graph.node[0].output[0] = "h"
+    proto.graph.node.append(helper.make_node("MatMul", ["h", "v"], ["y"]))
+    after, _ = apply(ShareWeights(), proto, bits=3)
+    tables = [value for value in after.graph.initializers.values() if value.shape.numpy()[0] == 256]  # type: ignore[union-attr]
+    assert sorted(value.const_value.nbytes for value in tables) == [4 * 256, 8 * 256]  # type: ignore[union-attr]
+    assert all(len(value.uses()) == 1 for value in tables)
+
+
+def test_a_palette_is_not_worth_the_tables_it_needs() -> None:
+    _, report = apply(ShareWeights(), matmul(normal(32, 24)), bits=7)
+    assert not report.changed
+    assert "tables" in dict(report.skipped)["model"]
 
 
 def test_codebooks_are_the_best_there_are() -> None:

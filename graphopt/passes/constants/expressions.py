@@ -11,7 +11,7 @@ from graphopt.ir import rewrite, tensors
 from graphopt.ir.packed import mark_packed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     import numpy.typing as npt
     import onnx_ir as oir
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 _NODE_BYTES = 100
 """What a node takes in a file with its names, about; only to tell what is worth it."""
+
+
+_SMALL = 1 << 16
+"""Bytes of an array up to which an equal one is looked for."""
+
+
+def _key_of(array: Array) -> tuple[Hashable, ...]:
+    return str(array.dtype), array.shape, array.tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +65,22 @@ class Made:
 
 
 class Writer:
-    """Puts expressions at the start of graphs; equal small arrays become one initializer a graph."""
+    """Puts expressions at the start of graphs; what is equal and small stands once in each graph.
+
+    That holds for arrays, and for nodes inside of expressions that read nothing else: the tables of palettes.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._arrays: dict[tuple[int, str, tuple[int, ...], bytes], oir.Value] = {}
+        self._arrays: dict[tuple[Hashable, ...], oir.Value] = {}
+        self._nodes: dict[tuple[Hashable, ...], oir.Value] = {}
         self._anchors: dict[int, oir.Node | None] = {}
 
     def array(self, graph: oir.Graph, hint: str, array: Array) -> oir.Value:
         """Return a constant of *graph* that holds *array*."""
-        if array.nbytes > 1 << 16:
+        if array.nbytes > _SMALL:
             return rewrite.add_initializer(self._model, graph, hint, array)
-        key = (id(graph), str(array.dtype), array.shape, array.tobytes())
+        key = (id(graph), *_key_of(array))
         value = self._arrays.get(key)
         if value is None or value.graph is not graph:
             value = rewrite.add_initializer(self._model, graph, hint, array)
@@ -110,7 +122,13 @@ class Writer:
 
     def _input(self, graph: oir.Graph, name: str, each: Made | Array | oir.Value) -> oir.Value:
         if isinstance(each, Made):
-            return self.write(graph, name, each)
+            if not all(isinstance(one, np.ndarray) and one.nbytes <= _SMALL for one in each.inputs):
+                return self.write(graph, name, each)
+            arrays = (_key_of(one) for one in each.inputs if isinstance(one, np.ndarray))
+            key = (id(graph), each.op_type, repr(sorted(each.attributes.items())), *arrays)
+            if key not in self._nodes:
+                self._nodes[key] = self.write(graph, name, each)
+            return self._nodes[key]
         if isinstance(each, np.ndarray):
             return self.array(graph, f"{name}_{'codes' if each.size > 64 else 'value'}", each)
         return each

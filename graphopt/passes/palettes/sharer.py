@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graphopt.api import Report
 from graphopt.ir import rewrite
 from graphopt.ir.stream import is_finite
-from graphopt.ir.tensors import nbytes
+from graphopt.ir.tensors import stored_bytes
 from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.cleanup.sharing import Sharing
 from graphopt.passes.constants.expressions import Writer, put_in_place
@@ -19,7 +19,7 @@ from graphopt.passes.palettes.candidates import find_candidates, importance
 from graphopt.passes.palettes.choose import Wish, choose, is_constant
 from graphopt.passes.palettes.feedback import Settings, feed_back_all, why_not
 from graphopt.passes.palettes.sharing import share_nearly_equal
-from graphopt.passes.palettes.storage import encode, lookup, rounded
+from graphopt.passes.palettes.storage import encode, lookup, rounded, table_bytes
 
 if TYPE_CHECKING:
     from graphopt.api import Context
@@ -45,6 +45,37 @@ def weighted(model: Model, options: ShareWeights.Options) -> list[Candidate]:
     """Return the candidates whose errors statistics weight: with feedback, those that it cannot take."""
     found = candidates_of(model, options)[0]
     return [each for each in found if not options.feedback or why_not(each, model)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """A palette that is to stand in the place of a weight.
+
+    Attributes:
+        candidate: The weight.
+        choice: The palette.
+        before: Bytes that the weight takes.
+        told: What the report says besides.
+    """
+
+    candidate: Candidate
+    choice: Choice
+    before: int
+    told: dict[str, object]
+
+    @property
+    def after(self) -> int:
+        """Bytes that the palette takes, about, without what all palettes share."""
+        return self.choice.palette.nbytes(self.candidate.size)
+
+
+def _of_fed(candidate: Candidate, fed: Fed) -> _Put:
+    told: dict[str, object] = {
+        "weighted": True,
+        "output_error": fed.output_error,
+        "output_error_nearest": fed.output_error_nearest,
+    }
+    return _Put(fed.candidate, fed.choice, stored_bytes(candidate.tensor), told)
 
 
 class Sharer:
@@ -104,12 +135,15 @@ class Sharer:
             sizes = {each.name: each.size for each in candidates}
             self._bits = spread_bits(sizes, options.mean_bits)
         fed = self._feed_back(candidates) if options.feedback else {}
+        puts = []
         for done, candidate in enumerate(candidates):
             self._context.progress(done, len(candidates))
             if candidate.name in fed:
-                self._put_fed(candidate, fed[candidate.name])
-            else:
-                self._put_nearest(candidate)
+                puts.append(_of_fed(candidate, fed[candidate.name]))
+            elif (nearest := self._nearest_of(candidate)) is not None:
+                choice, weighted = nearest
+                puts.append(_Put(candidate, choice, stored_bytes(candidate.tensor), {"weighted": weighted}))
+        self._put_all(puts)
         if self._told:
             self._extra["palettes"] = self._told
         if not any(self._counts.values()) and not self._skipped:
@@ -211,35 +245,35 @@ class Sharer:
             )
             self._skip(candidate, f"its errors are not weighted: {reason}")
         choice = choose(candidate, mass, self._wish_of(candidate))
-        before = nbytes(candidate.tensor)
+        before = stored_bytes(candidate.tensor)
         after = choice.palette.nbytes(candidate.size)
         if after >= before:
             self._skip(candidate, f"as a palette it would take {after} bytes instead of {before}")
             return None
         return choice, mass is not None
 
-    def _put_nearest(self, candidate: Candidate) -> None:
-        nearest = self._nearest_of(candidate)
-        if nearest is not None:
-            choice, weighted = nearest
-            self._put(candidate, choice, nbytes(candidate.tensor), {"weighted": weighted})
+    def _put_all(self, puts: list[_Put]) -> None:
+        """Store the palettes, unless the tables that all of them share take what they save."""
+        tables: dict[tuple[int, int], int] = {}
+        for put in puts:
+            tables |= table_bytes(put.choice.palette.bits, uint4=self._uint4)
+        shared = sum(tables.values())
+        saved = sum(put.before - put.after for put in puts)
+        # With feedback biases have been fitted to the palettes already.
+        if puts and saved <= shared and not self._counts["fed_back"]:
+            reason = f"palettes would save {saved} bytes, and the tables that they share would take {shared}"
+            self._skipped.append(("model", reason))
+            return
+        for put in puts:
+            self._put(put)
+        self._counts["bytes_saved"] += saved - shared
 
-    def _put_fed(self, candidate: Candidate, fed: Fed) -> None:
-        told: dict[str, object] = {
-            "weighted": True,
-            "output_error": fed.output_error,
-            "output_error_nearest": fed.output_error_nearest,
-        }
-        self._put(fed.candidate, fed.choice, nbytes(candidate.tensor), told)
-
-    def _put(self, candidate: Candidate, choice: Choice, before: int, told: dict[str, object]) -> None:
-        """Store the palette of *candidate*, let the lookup stand in its place, and note it."""
-        palette = choice.palette
-        name = candidate.name  # before another value takes it
-        self._stand_in(self._model, self._writer, candidate, choice)
-        after = palette.nbytes(candidate.size)
+    def _put(self, put: _Put) -> None:
+        """Store a palette, let the lookup stand in the place of the weight, and note it."""
+        choice, palette = put.choice, put.choice.palette
+        name = put.candidate.name  # before another value takes it
+        self._stand_in(self._model, self._writer, put.candidate, choice)
         self._counts["palettes"] += 1
-        self._counts["bytes_saved"] += before - after
         self._told.append({
             "weight": name,
             "bits": palette.bits,
@@ -247,8 +281,8 @@ class Sharer:
             "form": palette.form,
             "sqnr_db": None if math.isinf(choice.sqnr_db) else round(choice.sqnr_db, 2),
             "exact": choice.exact,
-            "bytes": [before, after],
-            **told,
+            "bytes": [put.before, put.after],
+            **put.told,
         })  # fmt: skip
 
     def _stand_in(self, model: Model, writer: Writer, candidate: Candidate, choice: Choice) -> None:

@@ -171,11 +171,30 @@ def _cut(codes: Codes, bits: int) -> list[Array]:
     return cut
 
 
-def _table(width: int, shift: int) -> Array:
+def _table(width: int, shift: int) -> Made:
     """Return the codes in every byte, moved up by *shift* bits: int32, [256, 8 / width]."""
     per_byte = 8 // width
     byte = np.arange(256)[:, None] >> (width * np.arange(per_byte))
-    return ((byte & ((1 << width) - 1)) << shift).astype(np.int32)
+    codes = ((byte & ((1 << width) - 1)) << shift).astype(np.uint8)
+    return Made("Cast", (codes,), {"to": int(oir.DataType.INT32)})
+
+
+def table_bytes(bits: int, *, uint4: bool) -> dict[tuple[int, int], int]:
+    """Return about how many bytes the tables of palettes of *bits* bits take in a file, each once a model.
+
+    Args:
+        bits: Bits of a code.
+        uint4: As for :func:`encode`.
+
+    Returns:
+        Bytes by (width of the plane, bits below it).
+    """
+    found, left = {}, bits
+    for width in planes(bits):
+        left -= width
+        if width < 8 and not (width == 4 and uint4):
+            found[width, left] = _table(width, left).cost_bytes
+    return found
 
 
 def lookup(
