@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
     from graphopt.passes.palettes.candidates import Candidate
+    from graphopt.passes.sparsity.streaming import Sheet
 
 _SPARSE_IR_VERSION = 5
 """First version of ONNX's IR with sparse initializers."""
@@ -62,7 +63,8 @@ class SparsifyWeights(Pass):
         )
         scope: Literal["row", "tensor"] = Field(
             default="tensor",
-            description="what elements are compared with: the row of an output, or the whole weight",
+            description="what elements are compared with: all weights of the same output channel (row), or "
+            "the whole weight (tensor)",
         )
         storage: Literal["dense", "sparse"] = Field(
             default="dense",
@@ -120,7 +122,7 @@ class SparsifyWeights(Pass):
                 skipped.append((where, "it holds NaN or infinities"))
                 continue
             sheet = Sheet(candidate, pattern)
-            if reason := _does_not_fit((sheet.rows, sheet.row_length), options):
+            if reason := _does_not_fit(sheet, options):
                 skipped.append((where, reason))
                 continue
             if statistics is not None:
@@ -178,14 +180,17 @@ def _candidates(
     )
 
 
-def _does_not_fit(shape: tuple[int, ...], options: SparsifyWeights.Options) -> str:
-    if options.pattern == "n:m" and shape[1] % options.m:
-        return f"its {shape[1]} input channels are no multiple of {options.m}"
-    if options.pattern == "block" and (shape[0] % options.block_rows or shape[1] % options.block_columns):
+def _does_not_fit(sheet: Sheet, options: SparsifyWeights.Options) -> str:
+    rows, inputs = sheet.rows, sheet.row_length
+    if options.pattern == "n:m" and inputs % options.m:
+        return f"its {inputs} input channels are no multiple of {options.m}"
+    if options.pattern == "block" and (rows % options.block_rows or inputs % options.block_columns):
         return (
             f"blocks of {options.block_rows} x {options.block_columns} do not divide its"
-            f" {shape[0]} rows of {shape[1]} inputs"
+            f" {rows} rows of {inputs} inputs"
         )
+    if not sheet.kept:
+        return f"with sparsity={options.sparsity:g} nothing of it would stay"
     return ""
 
 
@@ -208,7 +213,9 @@ def _store(
     flat = tensors.to_array(dense).reshape(-1)
     places = np.flatnonzero(flat).astype(np.int64)
     size = places.size * (8 + flat.itemsize)
-    if size >= flat.nbytes or not places.size:
+    if not places.size:
+        return dense, "it holds nothing but zeros; synthesize-constants takes it"
+    if size >= flat.nbytes:
         return dense, f"stored sparse it would take {size} bytes instead of {flat.nbytes}"
     values = tensors.from_array(flat[places], name)
     indices = tensors.from_array(places, f"{name}_indices")

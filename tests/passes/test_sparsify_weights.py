@@ -75,6 +75,21 @@ def test_within_each_row() -> None:
     assert ((weight_in(after) != 0).sum(0) == 32).all()
 
 
+@pytest.mark.parametrize("group", [1, 2, 8])
+def test_a_row_of_a_convolution_is_all_that_makes_a_channel(group: int) -> None:
+    # Of a depthwise convolution each position of the kernel has one input: it alone is nothing to compare.
+    weight = normal(8, 8 // group, 3, 3) * np.geomspace(1, 100, 8, dtype=np.float32)[:, None, None, None]
+    proto = convolution(weight)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 8
+    proto.graph.node[0].attribute.append(helper.make_attribute("group", group))
+    after, report = apply(SparsifyWeights(), proto, scope="row", sparsity=2 / 3, min_elements=1)
+    assert report.changed
+    for found, original in zip(weight_in(after).reshape(8, -1), weight.reshape(8, -1), strict=True):
+        kept = original.size // 3
+        assert (found != 0).sum() == kept
+        assert np.abs(found[found != 0]).min() >= np.sort(np.abs(original))[-kept]
+
+
 @pytest.mark.parametrize("kind", ["product", "convolution"])
 def test_two_of_four_along_the_inputs(kind: str) -> None:
     weight = normal(32, 24) if kind == "product" else normal(8, 16, 3, 3)
@@ -151,6 +166,8 @@ def test_sparse_storage_is_smaller_and_read_by_the_runtime() -> None:
         ({}, np.full((32, 32), np.inf, np.float32), "it holds NaN or infinities"),
         ({"sparsity": 0.5}, np.zeros((32, 32), np.float32), "it has these zeros already"),
         ({}, normal(4, 4), "it has 16 elements, fewer than 512"),
+        ({"scope": "row", "sparsity": 0.9}, normal(1, 600), "with sparsity=0.9 nothing of it would stay"),
+        ({"sparsity": 0.9999}, normal(32, 32), "with sparsity=0.9999 nothing of it would stay"),
     ],
 )  # fmt: skip
 def test_what_is_left_alone_is_named(options: dict[str, Any], weight: Array, reason: str) -> None:

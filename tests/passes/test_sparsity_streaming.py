@@ -90,6 +90,7 @@ def test_as_on_the_whole_weight(
         nm=pattern.nm,
         block=pattern.block,
         scope=pattern.scope,
+        positions=9 if "convolution" in kind else 1,
     )
     original = rows_of(weight, candidate.axis, candidate.input_axis)
     if dtype == np.float16 and not scaled:  # many equal magnitudes, of which others may stay

@@ -63,7 +63,14 @@ def factors(moments: ChannelMoments, criterion: str) -> npt.NDArray[np.float64]:
 
 
 def mask_of(
-    scores: Array, sparsity: float, *, pattern: str, nm: tuple[int, int], block: tuple[int, int], scope: str
+    scores: Array,
+    sparsity: float,
+    *,
+    pattern: str,
+    nm: tuple[int, int],
+    block: tuple[int, int],
+    scope: str,
+    positions: int = 1,
 ) -> Mask:
     """Return which elements of a [rows, inputs] matrix of *scores* stay.
 
@@ -73,7 +80,8 @@ def mask_of(
         pattern: "unstructured", "n:m" or "block".
         nm: Of each *m* neighbours along the inputs the *n* with the largest score stay.
         block: Rows and inputs of a block, which divide the matrix.
-        scope: "row" compares within each row, "tensor" within the whole weight.
+        scope: "row" compares within each output, "tensor" within the whole weight.
+        positions: Rows, one behind the other, that belong to one output: positions of a kernel.
     """
     rows, inputs = scores.shape
     if pattern == "n:m":
@@ -91,7 +99,7 @@ def mask_of(
         kept = _largest(sums.reshape(1, -1), sparsity).reshape(sums.shape)
         return np.repeat(np.repeat(kept, high, 0), wide, 1)
     if scope == "row":
-        return _largest(scores, sparsity)
+        return _largest(scores.reshape(rows // positions, -1), sparsity).reshape(scores.shape)
     return _largest(scores.reshape(1, -1), sparsity).reshape(scores.shape)
 
 

@@ -89,6 +89,8 @@ class Sheet:
         self._dims, self._axis, self._inputs = dims, axis, inputs
         self.row_length = math.prod(dims) // dims[axis] if inputs is None else dims[inputs]
         self.rows = math.prod(dims) // max(1, self.row_length)
+        # Dims behind those of the channels are positions of a kernel, those in front matrices of a stack.
+        self._positions = 1 if inputs is None else math.prod(dims[max(axis, inputs) + 1 :])
         if axis == 0:
             self.form = "rows"
             others = self.rows // dims[0]
@@ -107,6 +109,19 @@ class Sheet:
             self.form = "whole"
             self.matrix = Matrix(self.tensor, 1, math.prod(dims))
 
+    @property
+    def kept(self) -> int:
+        """How many elements or blocks stay of those that are compared with each other."""
+        pattern = self._pattern
+        if pattern.kind == "n:m":
+            return pattern.nm[0]
+        total = self.rows * self.row_length
+        if pattern.kind == "block":
+            total //= math.prod(pattern.block)
+        elif pattern.scope == "row":
+            total = self._positions * self.row_length
+        return total - round(total * pattern.sparsity)
+
     def rule(self) -> Rule:
         """Return what stays of each block, looking through the whole weight where that is needed."""
         pattern = self._pattern
@@ -115,10 +130,8 @@ class Sheet:
         if pattern.kind == "unstructured" and pattern.scope == "row":
             return self._decided_alone if self.form == "rows" else self._largest_of_columns()
         unit = math.prod(pattern.block) if pattern.kind == "block" else 1
-        total = self.rows * self.row_length // unit
-        kept = total - round(total * pattern.sparsity)
         score = self._block_scores if pattern.kind == "block" else self._scores
-        least, last = _least_kept(self.matrix, score, kept, unit)
+        least, last = _least_kept(self.matrix, score, self.kept, unit)
 
         def stays(piece: Block) -> Mask:
             scores = score(piece)
@@ -202,13 +215,13 @@ class Sheet:
             nm=pattern.nm,
             block=pattern.block,
             scope=pattern.scope,
+            positions=self._positions,
         )
         return back(mask, scores.shape, self._axis, self._inputs)
 
     def _largest_of_columns(self) -> Rule:
         """Keep the largest of each column; their least, and the last of those equal to it, fit in memory."""
-        length = self.matrix.rows
-        kept = length - round(length * self._pattern.sparsity)
+        length, kept = self.matrix.rows, self.kept
         found = scan(
             Matrix(self.tensor, length, self.matrix.columns, axis=1),
             lambda piece: _least_of_columns(self._scores(Block(piece.data, 0, piece.scratch)), kept),
