@@ -113,6 +113,8 @@ class ConvertFloat16(Pass):
         conversion.run()
         remove_unread(read, keep=annotated_names(model))
         counts = {key: number for key, number in sorted(conversion.counts.items()) if number}
+        if not counts and not conversion.skipped:
+            conversion.skipped.append(("model", "no node computes in float32"))
         return Report(changed=bool(counts), counts=counts, skipped=tuple(conversion.skipped))
 
 
@@ -168,6 +170,8 @@ def _store(model: Model, options: ConvertFloat16.Options) -> Report:
                 reason = "it is to be kept"
             elif not value.uses():
                 reason = "nothing reads it"
+            elif tensor.nbytes // 2 >= tensors.stored_bytes(tensor):
+                reason = "as a sparse tensor it takes fewer bytes"
             elif not tensor_fits(tensor, options.dtype):
                 reason = f"it holds numbers beyond the largest {options.dtype}"
             if reason:

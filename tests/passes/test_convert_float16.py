@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from graphopt.errors import OptionError
 from graphopt.ir.emit import emit, save
@@ -153,6 +154,62 @@ def test_a_mask_that_is_computed_stays_float_until_softmax() -> None:
     feeds = feeds_of(proto)
     np.testing.assert_allclose(outputs(after, feeds)[0], outputs(proto, feeds)[0], atol=2e-3)
     assert "exceeds the largest float16, 65504" in dict(report.skipped)["Add 'b'"]
+
+
+@pytest.mark.parametrize(
+    "between",
+    ["c = Clip (b, low)", "c = Clip (b, low, high)", "c = LogSoftmax (b)"],
+    ids=["one bound", "bounds beyond the type", "LogSoftmax"],
+)
+def test_what_is_not_bounded_stays_float(between: str) -> None:
+    text = (
+        "g (float[2,3] x) => (float[2,3] y)"
+        " <float[1] big = {1000000}, float[1] less = {0.000001},"
+        " float low = {-2000000}, float high = {2000000}>"
+        f"{{ b = Mul (x, big) {between} d = Mul (c, less) t = Tanh (d) y = Mul (t, t) }}"
+    )
+    proto = parse(HEADER + text)
+    after, report = apply(ConvertFloat16(), proto)
+    assert "exceeds" in dict(report.skipped)["Mul 'd'"]
+    assert report.counts["nodes_converted"] == 1  # the last one
+    if "LogSoftmax" in between:
+        return  # which the reference evaluator takes the logarithm of zero for
+    # The reference evaluator computes halves as halves; onnxruntime takes casts to them away.
+    feeds = feeds_of(proto)
+    found: Any = ReferenceEvaluator(emit(after)).run(None, feeds)
+    np.testing.assert_allclose(found[0], outputs(proto, feeds)[0], atol=2e-3)
+
+
+def test_a_clip_within_the_type_bounds_what_follows() -> None:
+    text = (
+        "g (float[2,3] x) => (float[2,3] y) <float[1] big = {1000000}, float low = {-4}, float high = {6}>"
+        "{ b = Mul (x, big) c = Clip (b, low, high) d = Mul (c, c) y = Tanh (d) }"
+    )
+    _, report = apply(ConvertFloat16(), parse(HEADER + text))
+    assert report.counts["nodes_converted"] == 2  # the second Mul, and Tanh
+
+
+def test_a_weight_that_is_read_as_float_too_is_stored_once() -> None:
+    text = (
+        "g (float[2,64] x) => (float[2,64] y, float[2,64] z)"
+        "{ y = MatMul (x, w) a = MatMul (x, w) z = MatMul (a, w) }"
+    )
+    proto = onnx.parser.parse_model(HEADER + text)
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    proto.graph.node[0].name = "float"
+    after, report = apply(ConvertFloat16(), proto, keep=("float",))
+    assert report.counts["nodes_converted"] == 2
+    assert [each.name for each in after.graph.initializers.values()] == ["w"]
+    feeds = feeds_of(proto)
+    for one, two in zip(outputs(after, feeds), outputs(proto, feeds), strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-2, atol=2e-1)
+
+
+def test_a_model_of_halves_says_that_there_is_nothing_to_do() -> None:
+    text = "g (float16[2,3] x) => (float16[2,3] y) { y = Tanh (x) }"
+    _, report = apply(ConvertFloat16(), parse(HEADER + text))
+    assert report.skipped == (("model", "no node computes in float32"),)
 
 
 def test_bfloat16_needs_its_opset_and_weights_that_are_stored() -> None:

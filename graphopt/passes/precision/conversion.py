@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FLOAT = oir.DataType.FLOAT
 
+_STORED_TWICE = 1024
+"""Bytes up to which a constant that float nodes and halves read is stored in both types; else it is cast."""
+
 
 class Conversion:
     """One run of convert-float16 that computes in half precision.
@@ -101,7 +104,7 @@ class Conversion:
         inputs = [value for value in node.inputs if value is not None]
         large = [value for value in inputs if value in self.large or self._exceeds(value)]
         own = self._attribute_exceeds(node)
-        if (large or own) and not rewrite.is_op(node, *types.BOUNDED):
+        if (large or own) and not self._is_bounded(node):
             self.large.update(node.outputs)
         where = f"{node.op_type} {node.name or node.outputs[0].name!r}"
         slots = None
@@ -141,6 +144,17 @@ class Conversion:
             return False
         self.large.add(value)
         return True
+
+    def _is_bounded(self, node: oir.Node) -> bool:
+        """Return whether what *node* gives fits in the type whatever it reads."""
+        if not rewrite.is_op(node, "Clip"):
+            return rewrite.is_op(node, *types.BOUNDED)
+        bounds = [rewrite.attribute(node, "min"), rewrite.attribute(node, "max")]
+        bounds += [rewrite.constant_array(rewrite.input_at(node, index)) for index in (1, 2)]
+        known = [np.asarray(bound, np.float64) for bound in bounds if bound is not None]
+        return len(known) == 2 and all(
+            bool((np.abs(bound) <= types.LARGEST[self.dtype]).all()) for bound in known
+        )
 
     def _attribute_exceeds(self, node: oir.Node) -> bool:
         if not rewrite.is_op(node, "ConstantOfShape"):
@@ -230,7 +244,7 @@ class Conversion:
         graph = value.graph or reader.graph
         assert graph is not None
         name = f"{value.name}_{dtype.name.lower()}"
-        if tensor is not None and dtype == self.half:
+        if tensor is not None and dtype == self.half and not self._is_kept(value, tensor):
             new = rewrite.add_initializer(self.model, graph, name, half_tensor(tensor, self.dtype, name))
             self.counts["constants_converted"] += 1
         else:
@@ -250,6 +264,16 @@ class Conversion:
             self.counts["casts"] += 1
         self.converted[key] = new
         return new
+
+    def _is_kept(self, value: oir.Value, tensor: oir.TensorProtocol) -> bool:
+        """Return whether a constant of some size is needed as float too: then it is not stored twice."""
+        if tensors.nbytes(tensor) <= _STORED_TWICE:
+            return False
+        for node, index in value.uses():
+            slots = self.halves.get(node)
+            if slots is None or types.slot(slots[0], index) not in self._variables(node, slots[0]):
+                return True
+        return value.is_graph_output()
 
     def _outputs(self, graph: oir.Graph) -> None:
         main = graph is self.model.graph

@@ -32,8 +32,8 @@ FLOAT_ONLY = frozenset({
 attribute, or runtimes have no kernel for halves."""
 
 BOUNDED = frozenset({
-    "Softmax", "LogSoftmax", "Sigmoid", "Tanh", "HardSigmoid", "Erf", "Sin", "Cos", "Sign", "Clip", "ArgMax",
-    "ArgMin", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
+    "Softmax", "Sigmoid", "Tanh", "HardSigmoid", "Erf", "Sin", "Cos", "Sign", "ArgMax", "ArgMin",
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
 })  # fmt: skip
 """Operators whose result is small whatever their input is: a mask of -1e9 ends here."""
 
