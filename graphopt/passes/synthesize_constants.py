@@ -98,7 +98,7 @@ class SynthesizeConstants(Pass):
                     **({"same_as": source} if source else {}),
                 }
             )
-        if not found and not skipped:
+        if not counts and not skipped:
             reason = (
                 f"no constant of {options.min_bytes} bytes or more has a structure that nodes could compute"
             )

@@ -513,6 +513,10 @@ def test_a_rank_beyond_the_full_one_and_shared_weights_are_skipped() -> None:
     tied = model_of(nodes, {"w": generator.normal(size=(8, 8)).astype(np.float32)}, ["n", 8])
     _, report = apply(PASS, tied, rank=2, **LOOSE)
     assert [reason for _, reason in report.skipped] == ["others read its weight"] * 2
+    shown = gemm()
+    shown.graph.output.append(helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, None))
+    _, report = apply(PASS, shown, rank=2, check=False, **LOOSE)
+    assert [reason for _, reason in report.skipped] == ["its weight is an output of the model"]
 
 
 def test_names_can_be_kept() -> None:

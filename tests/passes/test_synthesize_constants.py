@@ -214,6 +214,16 @@ def test_tied_weights_are_stored_once(turned: bool) -> None:
     assert_same_function(proto, untouched)
 
 
+def test_equal_weights_alone_are_no_reason_to_say_that_nothing_was_found() -> None:
+    proto = tied(turned=True)
+    weight = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(numpy_helper.from_array(weight, name) for name in ("table", "head"))
+    _, report = apply(SynthesizeConstants(), proto)
+    assert report.counts == {"initializers_merged": 1, "bytes_saved": 1600}
+    assert report.skipped == ()
+
+
 @pytest.mark.parametrize("name", ["causal", "one-hot", "blocks"])
 def test_golden(name: str) -> None:
     proto = holding(STRUCTURES[name][0])

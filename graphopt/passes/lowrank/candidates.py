@@ -119,6 +119,8 @@ def _refused(linear: Linear, rules: Rules) -> str:
     assert weight is not None
     if len(weight.uses()) > 1:
         return "others read its weight"
+    if weight.is_graph_output():
+        return "its weight is an output of the model"
     if not np.isfinite(linear.weight()).all():
         return "its weight holds NaN or infinity"
     return ""

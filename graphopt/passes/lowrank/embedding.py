@@ -81,6 +81,8 @@ def factorize(model: Model, shapes: Shapes, options: Any, rules: Rules) -> Table
 def _refused(node: oir.Node, table: oir.Value, options: Any) -> str:  # noqa: ANN401 - the pass's
     if any(fnmatch.fnmatchcase(node.name or "", pattern) for pattern in options.keep):
         return "kept by name"
+    if table.is_graph_output():
+        return "its table is an output of the model"
     return "others read its table" if len(table.uses()) > 1 else ""
 
 
