@@ -19,6 +19,7 @@ from graphopt.ir.stream import LazyTensor
 from graphopt.ir.tensors import constant_of, to_array
 from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.quantize_weights import QuantizeWeights
+from graphopt.passes.share_weights import ShareWeights
 from graphopt.passes.weights.grid import Grid
 from tests.passes.harness import apply, assert_golden, op_types, parse, run_feeds, session_for
 
@@ -441,6 +442,42 @@ def test_a_block_that_is_longer_than_the_rows_is_not_padded_to_its_size() -> Non
     after, _ = apply(PASS, model, form="matmulnbits", bits=4, block_size=1 << 30)
     assert measure_cost(after).weight_bytes < 0.2 * measure_cost(lower(model)).weight_bytes
     assert sqnr_db(model, after, feeds_of(96)) > FLOOR_DB[4] - 3
+
+
+def test_weights_that_are_out_of_reach_are_named() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+        g (float[2,64] x) => (float[2,64] y) {
+            a = own.inside (x)
+            b = own.given (a, g)
+            t = Transpose (w)
+            h = Cast <to = 1> (c)
+            d = MatMul (b, t)
+            y = MatMul (d, h)
+        }
+        <domain: "own", opset_import: ["" : 21]>
+        inside (p) => (q) {
+            k = Constant <value = float[2,3] {1, 2, 3, 4, 5, 6}> ()
+            q = MatMul (p, k)
+        }
+        <domain: "own", opset_import: ["" : 21]>
+        given (p, k) => (q) { q = MatMul (p, k) }"""
+    model = onnx.parser.parse_model(text)
+    arrays = {name: RNG(1).standard_normal((64, 64)).astype(np.float32) for name in "kgwc"}
+    model.functions[0].node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(arrays.pop("k"), "k"))
+    arrays["c"] = arrays["c"].astype(np.float16)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    _, report = apply(PASS, model)
+    assert not report.changed
+    assert skipped(report) == {
+        "k": "it stands in function 'inside', and weights in functions stay",
+        "g": "function 'given' reads it, and weights in functions stay",
+        "w": "Transpose stands between it and what multiplies with it; fold-constants before it would help",
+        "c": "Cast stands between it and what multiplies with it",
+    }
+    _, report = apply(ShareWeights(), model)
+    assert report.counts["palettes"] == 1  # w: palettes stand in front of Transpose as well
+    assert {where for where, _ in report.skipped} == {"weight 'k'", "weight 'g'", "weight 'c'"}
 
 
 def test_reasons() -> None:

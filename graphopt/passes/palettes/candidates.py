@@ -12,6 +12,7 @@ import numpy as np
 from graphopt.calibrate.needs import Needs
 from graphopt.ir import rewrite, tensors
 from graphopt.ir.semantics import WeightRole, weight_roles
+from graphopt.passes.weights.overlooked import overlooked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,6 +102,10 @@ def find_candidates(
                 skipped.append((where, reason))
                 continue
             found.append(_describe(value, tensor, uses))
+    others = overlooked(
+        model, min_elements=max(min_elements, 1), reads_constant_nodes=False, reads_moved=True
+    )
+    skipped += ((f"weight {name!r}", reason) for name, reason in others)
     return found, skipped
 
 

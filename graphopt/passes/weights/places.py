@@ -17,6 +17,7 @@ import onnx_ir as oir
 from graphopt.ir import tensors
 from graphopt.ir.rewrite import attribute, input_at, is_op, is_overridable, sole_user
 from graphopt.ir.semantics import WeightRole, weight_roles
+from graphopt.passes.weights.overlooked import overlooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -112,6 +113,7 @@ def weights(
             skip.append((weight.name, reason))
         else:
             found.append(weight)
+    skip += overlooked(model, min_elements=min_elements, reads_constant_nodes=True, reads_moved=False)
     return found
 
 
