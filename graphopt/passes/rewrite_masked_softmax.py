@@ -42,10 +42,10 @@ _TELLS_ZERO = frozenset(
 """What may make much of the difference between nothing and almost nothing."""
 
 _PASSES_ON = frozenset({
-    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
-    "Tile", "Transpose", "Unsqueeze",
+    "Abs", "Cast", "Concat", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul", "Neg", "Reshape",
+    "Slice", "Split", "Sqrt", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""What hands the elements on as they are."""
+"""What hands the elements on, as they are or so that nothing stays nothing."""
 
 
 class RewriteMaskedSoftmax(Pass):
@@ -121,9 +121,7 @@ def _why_not(model: Model, node: oir.Node, shapes: Shapes) -> str:
         return "it is not known to compute in float32"
     if has_reference(node):
         return "its axis is an attribute of the function"
-    tellers = sorted(
-        {user.op_type for user in _readers(node.outputs[0]) if user.op_type in _TELLS_ZERO or _to_bool(user)}
-    )
+    tellers = sorted({user.op_type for value, user in _reads(node.outputs[0]) if _tells(value, user)})
     if tellers:
         return f"{tellers[0]} reads it, which tells 0 from {np.exp(-FLOOR):.0e}"
     producer = source.producer() if source is not None else None
@@ -141,19 +139,23 @@ def _why_not(model: Model, node: oir.Node, shapes: Shapes) -> str:
     return ""
 
 
-def _readers(value: oir.Value) -> Iterator[oir.Node]:
-    """Yield all that reads *value*, as it is or through what hands its elements on."""
+def _reads(value: oir.Value) -> Iterator[tuple[oir.Value, oir.Node]]:
+    """Yield all that reads *value*, as it is or through what hands its elements on, with what it reads."""
     waiting, seen = [value], {value}
     while waiting:
-        for user in waiting.pop().consumers():
-            yield user
+        now = waiting.pop()
+        for user in now.consumers():
+            yield now, user
             if user.op_type in _PASSES_ON:
                 waiting += [each for each in user.outputs if each not in seen]
                 seen.update(user.outputs)
 
 
-def _to_bool(node: oir.Node) -> bool:
-    return is_op(node, "Cast") and attribute(node, "to", 0) == oir.DataType.BOOL
+def _tells(value: oir.Value, user: oir.Node) -> bool:
+    """Return whether *user*, which reads *value*, may make much of 0 in it."""
+    if is_op(user, "Cast"):
+        return bool(attribute(user, "to", 0) == oir.DataType.BOOL)
+    return user.op_type in _TELLS_ZERO or (is_op(user, "Div") and user.inputs[1] is value)
 
 
 def _axis(model: Model, node: oir.Node) -> int:

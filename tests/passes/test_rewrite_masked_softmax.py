@@ -254,10 +254,14 @@ def test_a_floor_serves_one_axis() -> None:
             "Log",
         ),
         ([helper.make_node("Cast", ["y"], ["z"], to=TensorProto.BOOL)], "Cast"),
+        ([helper.make_node("Div", ["x", "y"], ["z"])], "Div"),
+        ([helper.make_node("Div", ["y", "x"], ["z"])], ""),
+        ([helper.make_node("Mul", ["y", "x"], ["xy"]), helper.make_node("Log", ["xy"], ["z"])], "Log"),
         ([helper.make_node("Cast", ["y"], ["wide"], to=TensorProto.DOUBLE),
           helper.make_node("Neg", ["wide"], ["z"])], ""),
     ],
-    ids=["at once", "behind a Cast and a Transpose", "as a condition", "nobody tells"],
+    ids=["at once", "behind a Cast and a Transpose", "as a condition", "divided by", "divided", "behind Mul",
+         "nobody tells"],
 )  # fmt: skip
 def test_what_tells_nothing_from_almost_nothing(chain: list[onnx.NodeProto], teller: str) -> None:
     model = attention(CAUSAL)
