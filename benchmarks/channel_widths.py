@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
+from benchmarks.nets import assembled
 from graphopt.runtime.latency import measure_here
 
 WIDTHS = (127, 124, 120, 112, 104, 100, 96, 72, 64, 60, 40, 32)
@@ -27,7 +28,8 @@ RESULTS = Path(__file__).parent / "results" / "channel_widths.json"
 def layer(kind: str, width: int) -> onnx.ModelProto:
     """Return three layers of *width* in a row, so that the layout of the data is that of a chain."""
     rng = np.random.default_rng(0)
-    nodes, weights, source = [], [], "x"
+    nodes, source = [], "x"
+    weights: dict[str, np.ndarray] = {}
     shape = [1, width, 28, 28] if kind != "matmul" else [64, width]
     for index in range(3):
         if kind == "matmul":
@@ -39,16 +41,9 @@ def layer(kind: str, width: int) -> onnx.ModelProto:
             nodes.append(
                 helper.make_node("Conv", [source, f"w{index}"], [f"y{index}"], pads=[1] * 4, group=group)
             )
-        weights.append(numpy_helper.from_array(array.astype(np.float32), f"w{index}"))
+        weights[f"w{index}"] = array.astype(np.float32)
         source = f"y{index}"
-    graph = helper.make_graph(
-        nodes,
-        kind,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(source, TensorProto.FLOAT, shape)],
-        weights,
-    )
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    return assembled(kind, nodes, shape, (source, shape), weights)
 
 
 def feed(kind: str, width: int) -> dict[str, np.ndarray]:

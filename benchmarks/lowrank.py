@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
+from benchmarks.nets import assembled
 from graphopt.runtime.latency import measure_here
 from tests.corpora import asset_tasks
 
@@ -42,7 +43,8 @@ def layer(kind: str, rank: int | None) -> tuple[onnx.ModelProto, int]:
         if rank is None
         else [(rank, WIDTH, taps), (WIDTH, rank, (1, 1) if taps else ())]
     )
-    nodes, weights, source, macs = [], [], "x", 0
+    nodes, source, macs = [], "x", 0
+    weights: dict[str, np.ndarray] = {}
     for index, (outputs, inputs, kernel) in enumerate(sizes):
         content = generator.standard_normal((outputs, inputs, *kernel)).astype(np.float32) / WIDTH
         macs += content.size * positions
@@ -52,16 +54,9 @@ def layer(kind: str, rank: int | None) -> tuple[onnx.ModelProto, int]:
         else:
             content = content.T.copy()
             nodes.append(helper.make_node("MatMul", [source, f"w{index}"], [f"y{index}"]))
-        weights.append(numpy_helper.from_array(content, f"w{index}"))
+        weights[f"w{index}"] = content
         source = f"y{index}"
-    graph = helper.make_graph(
-        nodes,
-        kind,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(source, TensorProto.FLOAT, shape)],
-        weights,
-    )
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), macs
+    return assembled(kind, nodes, shape, (source, shape), weights), macs
 
 
 def operators() -> dict[str, Any]:

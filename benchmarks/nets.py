@@ -11,6 +11,20 @@ from onnx import TensorProto, helper, numpy_helper
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+def assembled(
+    name: str, nodes: list[onnx.NodeProto], shape: list[int], output: tuple[str, list[int]], weights: Arrays
+) -> onnx.ModelProto:
+    """A model from x of *shape* to *output*, a name and a shape."""
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(output[0], TensorProto.FLOAT, output[1])],
+        [numpy_helper.from_array(np.asarray(array), each) for each, array in weights.items()],
+    )
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
 def bert(layers: int = 4, hidden: int = 768, heads: int = 12, length: int = 128) -> onnx.ModelProto:
     """An encoder of BERT-base's widths on embedded tokens."""
     rng = np.random.default_rng(0)
@@ -56,14 +70,7 @@ def bert(layers: int = 4, hidden: int = 768, heads: int = 12, length: int = 128)
         erf = node("Add", [node("Erf", [node("Div", [up, "two"], f"e{k}")], f"f{k}"), "one"], f"h{k}")
         gelu = node("Mul", [node("Mul", [up, erf], f"i{k}"), "half"], f"g{k}")
         x = norm(node("Add", [linear(gelu, f"w{k}", 4 * hidden, hidden), x], f"t{k}"), f"m{k}")
-    graph = helper.make_graph(
-        nodes,
-        "bert",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, length, hidden])],
-        [helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, length, hidden])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    return assembled("bert", nodes, [1, length, hidden], (x, [1, length, hidden]), weights)
 
 
 # MobileNetV2: expansion, channels, repeats, stride of the first (Sandler et al. 2018, table 2).
@@ -126,11 +133,4 @@ def mobilenet(activation: str, size: int = 224) -> onnx.ModelProto:
     weights["fc_w"] = rng.normal(0, 0.02, (1000, 1280)).astype(np.float32)
     weights["fc_b"] = np.zeros(1000, np.float32)
     node("Gemm", [x, "fc_w", "fc_b"], "y", transB=1)
-    graph = helper.make_graph(
-        nodes,
-        f"mobilenetv2-{activation}",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, size, size])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1000])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    return assembled(f"mobilenetv2-{activation}", nodes, [1, 3, size, size], ("y", [1, 1000]), weights)

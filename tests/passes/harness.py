@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime as ort
+from onnx import helper, numpy_helper
 
 from graphopt.api import Context, Pass, Report
 from graphopt.ir.emit import emit
@@ -56,6 +57,31 @@ def parse(text: str) -> onnx.ModelProto:
     proto = onnx.parser.parse_model(text)
     onnx.checker.check_model(proto)
     return proto
+
+
+def build(
+    nodes: list[onnx.NodeProto],
+    inputs: Mapping[str, tuple[int, Sequence[int | str]]],
+    outputs: Mapping[str, tuple[int, Sequence[int | str]]],
+    constants: Mapping[str, Any] | None = None,
+    *,
+    opset: int = 21,
+    ir_version: int = 10,
+    **extra: Any,
+) -> onnx.ModelProto:
+    """Return the model of *nodes*; inputs and outputs are (element type, shape) by name.
+
+    What is in *extra* beside ``imports``, further operator sets, are fields of the model.
+    """
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+    )
+    imports = [helper.make_opsetid("", opset), *extra.pop("imports", [])]
+    return helper.make_model(graph, ir_version=ir_version, opset_imports=imports, **extra)
 
 
 def context_for(

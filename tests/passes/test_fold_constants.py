@@ -13,36 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.ir.emit import emit
 from graphopt.passes.fold_constants import FoldConstants
-from tests.passes.harness import apply, assert_golden, assert_same_function, op_types, parse
+from tests.passes.harness import apply, assert_golden, assert_same_function, build, op_types, parse
 from tests.work import growth
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from graphopt.ir import Model
 
 PASS = FoldConstants()
-
-
-def build(
-    nodes: list[onnx.NodeProto],
-    inputs: Mapping[str, tuple[int, Sequence[int | str]]],
-    outputs: Mapping[str, tuple[int, Sequence[int | str]]],
-    constants: Mapping[str, Any] | None = None,
-    *,
-    opset: int = 21,
-    ir_version: int = 10,
-    **extra: Any,
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
-    )
-    imports = [helper.make_opsetid("", opset), *extra.pop("imports", [])]
-    return helper.make_model(graph, ir_version=ir_version, opset_imports=imports, **extra)
 
 
 def int64(*numbers: int) -> np.ndarray:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from graphopt.ir.emit import emit
 from graphopt.passes.fuse_batchnorm import FuseBatchnorm
-from tests.passes.harness import apply, assert_golden, assert_same_function, op_types, parse
+from tests.passes.harness import apply, assert_golden, assert_same_function, build, op_types, parse
 
 PASS = FuseBatchnorm()
 RTOL = 1e-5
@@ -43,25 +43,6 @@ def statistics(channels: int, prefix: str = "bn", dtype: Any = np.float32) -> di
 def batchnorm(source: str, target: str, prefix: str = "bn", **attributes: Any) -> onnx.NodeProto:
     names = [f"{prefix}_{part}" for part in ("scale", "bias", "mean", "var")]
     return helper.make_node("BatchNormalization", [source, *names], [target], name=prefix, **attributes)
-
-
-def build(
-    nodes: list[onnx.NodeProto],
-    inputs: Inputs,
-    outputs: Inputs,
-    constants: dict[str, np.ndarray],
-    *,
-    opset: int = 21,
-    ir_version: int = 10,
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    return helper.make_model(graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)])
 
 
 def conv_model(
