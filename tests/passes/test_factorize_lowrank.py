@@ -519,6 +519,18 @@ def test_a_rank_beyond_the_full_one_and_shared_weights_are_skipped() -> None:
     assert [reason for _, reason in report.skipped] == ["its weight is an output of the model"]
 
 
+@pytest.mark.parametrize("form", ["thin", "spatial", "tucker"])
+def test_one_rank_holds_for_every_form(form: str) -> None:
+    # 5 is none of the sixteenths that tucker tries, and none of the two dozen ranks that spatial tries.
+    after, report = apply(PASS, conv(), rank=5, forms=(form,), **LOOSE)
+    told = report.extra["weights"]
+    assert isinstance(told, list)
+    assert told[0]["ranks"] == [5] * (2 if form == "tucker" else 1)
+    kept, _ = apply(PASS, conv(), rank=3, forms=(form,), **LOOSE)
+    feeds = feeds_for((2, 16, 9, 10), 2)
+    assert error_of(conv(), after, feeds) < error_of(conv(), kept, feeds)
+
+
 def test_names_can_be_kept() -> None:
     _, report = apply(PASS, chain(), rank=4, keep=("fir*",), **LOOSE)
     assert ("Gemm 'first'", "kept by name") in report.skipped

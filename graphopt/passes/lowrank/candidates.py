@@ -207,6 +207,19 @@ def ways_of(candidate: Candidate, splitter: Splitter, rules: Rules, *, few: int 
     return ways
 
 
+def ways_at(candidate: Candidate, splitter: Splitter, rules: Rules, rank: int) -> list[Way]:
+    """Return the ways to write *candidate* at one rank; of two ranks (tucker) none exceeds its full one."""
+    geometry = candidate.geometry
+    ways = []
+    for form in candidate.forms:
+        full = forms.full_ranks(form, geometry)
+        ranks = tuple(min(rank, one) for one in full)
+        cost = rules.cost(form, ranks, geometry)
+        if rank <= max(full) and cost * rules.min_gain <= rules.full_cost(geometry):
+            ways.append(Way(form, ranks, cost, splitter.loss(form, ranks)))
+    return ways
+
+
 def _thinned(items: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
     if len(items) <= most:
         return list(items)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.passes.lowrank.candidates import Way as Way  # noqa: PLC0414 - part of what this module gives
-from graphopt.passes.lowrank.candidates import uniform_ranks, ways_of
+from graphopt.passes.lowrank.candidates import uniform_ranks, ways_at, ways_of
 from graphopt.recover.allocate import Choice, allocate
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def by_rank(
     asked, rank = rank, -(-rank // rules.round_to) * rules.round_to
     chosen = []
     for candidate, splitter in zip(candidates, splitters, strict=True):
-        fitting = [
-            way for way in ways_of(candidate, splitter, rules) if way.ranks == (rank,) * len(way.ranks)
-        ]
+        fitting = ways_at(candidate, splitter, rules, rank)
         chosen.append(min(fitting, key=lambda way: way.loss) if fitting else None)
     return _chosen(candidates, rules, chosen, _why_not_rank(asked, rank, rules))
 
