@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphopt.recover.grouped import LARGEST, Stacked
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,6 +41,7 @@ _HIGHEST_RIDGE = 1e3
 _LOWEST_RIDGE = 1e-5  # that is tried on held samples
 _RIDGE_STEP = 10**0.5
 _LEAST_SCALE = 1e-30
+_LEAST_PIVOT = 1e-6  # of the largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ def _is_positive_definite(matrix: Matrix) -> bool:
         return False
     diagonal: Matrix = np.diag(lower)
     # What Cholesky accepts with pivots at the rounding error of the largest has no digits left to solve with.
-    return bool(diagonal.size == 0 or np.min(diagonal) > 1e-6 * np.max(diagonal))
+    return bool(diagonal.size == 0 or np.min(diagonal) > _LEAST_PIVOT * np.max(diagonal))
 
 
 def solve(
@@ -247,21 +250,24 @@ def solve_groups(
         free_bias: Whether the bias may change; the result has the prior one otherwise.
     """
     step = len(prior_weight) // len(moments)
-    solutions = []
-    for group, each in enumerate(moments):
-        part = slice(group * step, (group + 1) * step)
-        bias = prior_bias[part]
-        seen = each if free_bias else each.uncentred(bias)
-        solutions.append(
-            solve(
-                seen,
-                prior_weight[part],
-                bias if free_bias else np.zeros_like(bias),
-                stage=stage if len(moments) == 1 else f"{stage}, group {group}",
-                ridge=ridge,
-                columns=None if columns is None else columns[group],
-            )
+    parts = [slice(group * step, (group + 1) * step) for group in range(len(moments))]
+    seen = moments
+    if not free_bias:
+        seen = [each.uncentred(prior_bias[part]) for each, part in zip(moments, parts, strict=True)]
+    priors = [prior_bias[part] if free_bias else np.zeros(step) for part in parts]
+    together = _solve_together(seen, prior_weight, np.stack(priors), ridge) if columns is None else {}
+    solutions = [
+        together.get(group)
+        or solve(
+            each,
+            prior_weight[parts[group]],
+            priors[group],
+            stage=stage if len(moments) == 1 else f"{stage}, group {group}",
+            ridge=ridge,
+            columns=None if columns is None else columns[group],
         )
+        for group, each in enumerate(seen)
+    ]
     if len(solutions) == 1 and free_bias:
         return solutions[0]
     shares = np.array([one.target_variance if one.is_finite else 0.0 for one in moments])
@@ -274,6 +280,104 @@ def solve_groups(
         max(one.ridge for one in solutions),
         tuple(note for one in solutions for note in one.notes),
     )
+
+
+def _solve_together(
+    moments: Sequence[Moments], prior_weight: Matrix, prior_bias: Matrix, ridge: float
+) -> dict[int, Solution]:
+    """Return what :func:`solve` gives for the groups in which nothing is out of the ordinary, all at once.
+
+    Groups with too few rows, numbers that are not finite or singular moments are left out.
+
+    Args:
+        moments: One for each group.
+        prior_weight: [g * m, d].
+        prior_bias: [g, m].
+        ridge: As for :func:`solve`.
+    """
+    groups, size = len(moments), prior_weight.shape[1]
+    if groups == 1 or size > LARGEST or len({each.held is None for each in moments}) > 1:
+        return {}
+    every = Stacked.of(moments)
+    usual = every.is_finite & (every.count >= ROWS_PER_UNKNOWN * size)
+    numbers = np.flatnonzero(usual).tolist()
+    if not numbers:
+        return {}
+    seen = every.of_groups(usual)
+    weight = prior_weight.astype(np.float64).reshape(groups, -1, size)[usual]
+    bias = prior_bias[usual]
+    ridges = np.full(len(numbers), ridge)
+    moves = np.ones(len(numbers), bool)
+    held = [moments[number].held for number in numbers]
+    if held[0] is not None:
+        aside = Stacked.of([each for each in held if each is not None])
+        ridges, errors = _ridges_on_held(seen.without(aside), aside, weight)
+        moves = errors < aside.residual(weight, bias)
+    covariance = seen.covariance
+    matrix, scale = _symmetric(covariance)
+    matrix = matrix + (ridges * scale)[:, None, None] * np.eye(size)
+    delta = _deltas(matrix, seen.cross_covariance - covariance @ weight.transpose(0, 2, 1))
+    sound = _are_positive_definite(matrix) & np.isfinite(delta).all(axis=(1, 2))
+    before = seen.residual(weight, bias)
+    result = np.where(moves[:, None, None], weight + delta, weight)
+    best = np.where(moves[:, None], seen.best_bias(result), bias)
+    after = seen.residual(result, best)
+    return {
+        number: Solution(
+            result[place], best[place], float(before[place]), float(after[place]), float(ridges[place])
+        )
+        for place, number in enumerate(numbers)
+        if sound[place] or not moves[place]
+    }
+
+
+def _are_positive_definite(matrices: Matrix) -> npt.NDArray[np.bool_]:
+    """Return what :func:`_is_positive_definite` says of each of [g, d, d]."""
+    try:
+        pivots = np.einsum("gdd->gd", np.linalg.cholesky(matrices))
+    except np.linalg.LinAlgError:  # which of them, it does not say
+        return np.array([_is_positive_definite(matrix) for matrix in matrices])
+    found: npt.NDArray[np.bool_] = pivots.min(axis=1) > _LEAST_PIVOT * pivots.max(axis=1)
+    return found
+
+
+def _symmetric(covariance: Matrix) -> tuple[Matrix, Matrix]:
+    """Return [g, d, d] symmetric in spite of rounding, and the mean variance of a column, [g]."""
+    symmetric = (covariance + covariance.transpose(0, 2, 1)) / 2
+    scale = np.einsum("gdd->g", symmetric) / max(symmetric.shape[1], 1)
+    return symmetric, np.maximum(scale, _LEAST_SCALE)
+
+
+def _deltas(matrix: Matrix, wanted: Matrix) -> Matrix:
+    """Return what to add to weights, [g, m, d]; NaN where there is no telling."""
+    with np.errstate(all="ignore"):
+        try:
+            return np.linalg.solve(matrix, wanted).transpose(0, 2, 1)
+        except np.linalg.LinAlgError:
+            return np.full_like(wanted, np.nan).transpose(0, 2, 1)
+
+
+def _ridges_on_held(rest: Stacked, held: Stacked, weight: Matrix) -> tuple[Matrix, Matrix]:
+    """Return what :func:`_ridge_on_held` does, for each of many groups."""
+    covariance = rest.covariance
+    wanted = rest.cross_covariance - covariance @ weight.transpose(0, 2, 1)
+    symmetric, scale = _symmetric(covariance)
+    best, found = np.full(len(scale), _LOWEST_RIDGE), np.full(len(scale), np.inf)
+    open_ = np.ones(len(scale), bool)
+    ridge = _LOWEST_RIDGE
+    while ridge <= _HIGHEST_RIDGE and open_.any():
+        matrix = symmetric + (ridge * scale)[:, None, None] * np.eye(symmetric.shape[1])
+        delta = _deltas(matrix, wanted)
+        tried = weight + delta
+        with np.errstate(invalid="ignore"):
+            error = held.residual(tried, rest.best_bias(tried))
+        error = np.where(np.isfinite(delta).all(axis=(1, 2)), error, np.inf)
+        # Well beyond the best one the error only rises.
+        open_ &= ~((1.02 * found < error) & np.isfinite(error))
+        better = open_ & (error < found)
+        best, found = np.where(better, ridge, best), np.where(better, error, found)
+        ridge *= _RIDGE_STEP
+    return best, found
 
 
 def refit_bias(moments: Moments, weight: Matrix, bias: Matrix, *, stage: str) -> Solution:

@@ -25,9 +25,9 @@ from graphopt.calibrate.rows import gather_rows
 from graphopt.errors import DataError
 from graphopt.ir.rewrite import bypass_node, is_op, nested_nodes
 from graphopt.ir.shapes import infer_shapes
+from graphopt.recover.grouped import GroupedMoments
 from graphopt.recover.linear import Linear, linear_of, residual_of
 from graphopt.recover.liveness import Liveness
-from graphopt.recover.moments import Moments
 from graphopt.recover.segments import Segment, types_of
 from graphopt.recover.spool import Spool
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as oir
 
     from graphopt.ir.model import Model
-    from graphopt.recover.moments import Matrix
+    from graphopt.recover.moments import Matrix, Moments
     from graphopt.runtime.session import Feeds
 
 ROWS_PER_SAMPLE = 64
@@ -386,8 +386,7 @@ class Walk:
         )
         groups = linear.groups
         m, d = linear.shape
-        found = [Moments.empty(d, m // groups) for _ in range(groups)]
-        held = [Moments.empty(d, m // groups) for _ in range(groups)] if self.hold_out else []
+        parts = {name: GroupedMoments(groups, d, m // groups) for name in ("fit", "held")}
         batches: dict[str, list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {"fit": [], "held": []}
         first = dict.fromkeys(batches, 0)  # sample that each begins with
 
@@ -413,11 +412,7 @@ class Walk:
                 raise DataError(
                     f"{len(rows)} rows and {len(targets)} targets: the streams disagree", where=linear.where
                 )
-            step = m // groups
-            for group, moments in enumerate(held if part == "held" else found):
-                moments.add(
-                    rows[:, group * d : (group + 1) * d], targets[:, group * step : (group + 1) * step]
-                )
+            parts[part].add(rows, targets)
 
         for sample, (one, two) in enumerate(self._pairs()):
             want, have = teacher.run(one), student.run(two)
@@ -431,9 +426,11 @@ class Walk:
             batches[part].append((source, target))
         flush("fit")
         flush("held")
-        for moments, aside in zip(found, held, strict=False):
-            moments.merge(aside)
-            moments.held = aside if self.effort.samples >= _LEAST_HELD else None
+        found = parts["fit"].each
+        if self.hold_out:
+            for moments, aside in zip(found, parts["held"].each, strict=True):
+                moments.merge(aside)
+                moments.held = aside if self.effort.samples >= _LEAST_HELD else None
         self._note_effort()
         return found
 

@@ -10,10 +10,11 @@ import pytest
 
 from graphopt.errors import DataError
 from graphopt.recover.feedback import output_error, round_with_feedback
+from graphopt.recover.grouped import GroupedMoments
 from graphopt.recover.lowrank import decompose
 from graphopt.recover.moments import Moments
 from graphopt.recover.selection import Problem, trajectory
-from graphopt.recover.solve import refit_bias, regularise, solve
+from graphopt.recover.solve import refit_bias, regularise, solve, solve_groups
 
 
 def data(
@@ -224,6 +225,77 @@ def test_weights_that_no_fit_betters_on_held_samples_stay() -> None:
     assert np.array_equal(got.bias, bias)
     assert got.residual_after == got.residual_before
     assert not np.array_equal(solve(moments, 2 * truth, bias, stage="s").weight, 2 * truth)
+
+
+def grouped_data(
+    groups: int, count: int = 300, rows: int = 6, targets: int = 2, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and targets of groups side by side; their means are far from zero."""
+    parts = [data(count, rows, targets, seed=seed + group) for group in range(groups)]
+    x, y = (np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
+    return (x + 100.0).astype(np.float32), y.astype(np.float32)
+
+
+def parts_of(array: np.ndarray, groups: int) -> list[np.ndarray]:
+    return np.split(array, groups, axis=1)
+
+
+def test_groups_taken_together_are_those_taken_one_by_one() -> None:
+    x, y = grouped_data(5)
+    together = GroupedMoments(5, 6, 2)
+    for start in range(0, len(x), 37):
+        together.add(x[start : start + 37], y[start : start + 37])
+    for one, rows, targets in zip(together.each, parts_of(x, 5), parts_of(y, 5), strict=True):
+        wide, wanted = rows.astype(np.float64), targets.astype(np.float64)
+        assert one.count == len(x)
+        np.testing.assert_allclose(one.covariance, np.cov(wide.T, bias=True), rtol=1e-4, atol=1e-4)
+        cross = (wide - wide.mean(0)).T @ (wanted - wanted.mean(0)) / len(x)
+        np.testing.assert_allclose(one.cross_covariance, cross, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(one.energy, (wanted**2).sum(0), rtol=1e-6)
+        np.testing.assert_allclose(one.gram, wide.T @ wide, rtol=1e-6)
+    with pytest.raises(DataError, match=r"expected as many of each, with 30 and 10 columns"):
+        together.add(x, y[:, :4])
+
+
+@pytest.mark.parametrize("hold_out", [False, True])
+@pytest.mark.parametrize("free_bias", [False, True])
+def test_many_groups_are_solved_as_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, *, hold_out: bool, free_bias: bool
+) -> None:
+    """One group is constant, one not finite, one has two equal columns; those that are special come alone."""
+    groups = 9
+    x, y = grouped_data(groups)
+    x[:, 6:12] = 3.0
+    x[0, 12] = np.inf
+    x[:, 19] = x[:, 18]
+    generator = np.random.default_rng(3)
+    prior, bias = generator.normal(size=(2 * groups, 6)), generator.normal(size=2 * groups)
+    moments = [moments_of(*each) for each in zip(parts_of(x, groups), parts_of(y, groups), strict=True)]
+    if hold_out:
+        for one, rows, targets in zip(moments, parts_of(x, groups), parts_of(y, groups), strict=True):
+            one.held = moments_of(rows[::4], targets[::4])
+    options: dict[str, Any] = {"stage": "s", "ridge": 1e-14}
+    alone_there: list[str] = []
+
+    def spied(*arguments: Any, stage: str, **others: Any) -> Any:
+        alone_there.append(stage)
+        return solve(*arguments, stage=stage, **others)
+
+    monkeypatch.setattr("graphopt.recover.solve.solve", spied)
+    found = solve_groups(moments, prior, bias, free_bias=free_bias, **options)
+    # Held samples ask for a ridge that makes up for equal columns; without a mean a constant is all equal.
+    singular = set() if hold_out else {3} if free_bias else {1, 3}
+    assert set(alone_there) == {f"s, group {group}" for group in {2} | singular}
+    weights, biases = [], []
+    for group, one in enumerate(moments):
+        part = slice(2 * group, 2 * group + 2)
+        seen = one if free_bias else one.uncentred(bias[part])
+        alone = solve(seen, prior[part], bias[part] if free_bias else np.zeros(2), **options)
+        weights.append(alone.weight)
+        biases.append(alone.bias if free_bias else bias[part])
+    np.testing.assert_allclose(found.weight, np.concatenate(weights), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.bias, np.concatenate(biases), rtol=1e-6, atol=1e-6)
+    assert "s, group 2: activations are not finite; the weights stay" in found.notes
 
 
 def test_an_indefinite_covariance_is_made_definite() -> None:
