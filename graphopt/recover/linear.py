@@ -49,7 +49,8 @@ class Linear:
         targets: How the outputs that belong to them are taken from the output.
         groups: Groups of a Conv: group g maps its own slice of a row to its own slice of the output.
         shape: (m, d) of the weight as a matrix: outputs of all groups, inputs of one.
-        has_bias: Whether there is a bias now.
+        has_bias: Whether there is a bias now, with a number of its own for every output. One number for all
+            is a constant like any other: a cut of the outputs does not cut it.
     """
 
     node: oir.Node
@@ -126,7 +127,7 @@ class Linear:
                 self.node.attributes.pop("beta")
                 beta = 1.0
             bias = bias / beta
-        self._replace(model, 2, bias.reshape(-1), "bias")
+        self._replace(model, 2, _like(bias, input_at(self.node, 2)), "bias")
 
     def _adder(self) -> tuple[oir.Node, int] | None:
         """Return the Add of a constant behind a MatMul, and the index of the constant."""
@@ -159,10 +160,7 @@ class Linear:
         if adder is not None:
             node, index = adder
             old = node.inputs[index]
-            assert old is not None
-            same = _size(old) == bias.size
-            array = bias.astype(kind).reshape(_static_shape(old)) if same else bias.astype(kind)
-            replace_constant(model, node, index, array)
+            replace_constant(model, node, index, _like(bias.astype(kind), old))
             return
         if bias.any():
             add_behind(model, self.node, np.ascontiguousarray(bias.astype(kind)))
@@ -243,7 +241,7 @@ def linear_of(node: oir.Node, shapes: Shapes | None = None) -> Linear | str:
     if is_op(node, "MatMul"):
         adder = added_constant(node, dims[1])
         result = output if adder is None else adder[0].outputs[0].name or output
-        has_bias = result != output
+        has_bias = adder is not None and _size(adder[0].inputs[adder[1]]) == dims[1]
         shape = (dims[1], dims[0])
         return Linear(node, rows.value, output, result, rows, Rows(result, -1), 1, shape, has_bias)
     if attribute(node, "transA", 0):
@@ -254,7 +252,8 @@ def linear_of(node: oir.Node, shapes: Shapes | None = None) -> Linear | str:
     bias = input_at(node, 2)
     if bias is not None and (constant_of(bias) is None or not _is_row(_static_shape(bias), m)):
         return "its bias is no constant of one number an output"
-    return Linear(node, rows.value, output, output, rows, Rows(output, -1), 1, (m, d), bias is not None)
+    has_bias = bias is not None and _size(bias) == m
+    return Linear(node, rows.value, output, output, rows, Rows(output, -1), 1, (m, d), has_bias)
 
 
 def _is_row(shape: tuple[int, ...], outputs: int) -> bool:
@@ -267,8 +266,13 @@ def _static_shape(value: oir.Value) -> tuple[int, ...]:
     return tuple(int(dim) for dim in tensor.shape.numpy())
 
 
-def _size(value: oir.Value) -> int:
-    return math.prod(_static_shape(value))
+def _size(value: oir.Value | None) -> int:
+    return 0 if value is None else math.prod(_static_shape(value))
+
+
+def _like(bias: Matrix, old: oir.Value | None) -> Matrix:
+    """Return *bias* [m] in the shape of the one that it replaces, on which cuts of its axes rely."""
+    return bias.reshape(_static_shape(old)) if old is not None and _size(old) == bias.size else bias
 
 
 def _dtype_of(value: oir.Value | None) -> np.dtype[Any]:

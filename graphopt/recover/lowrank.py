@@ -106,7 +106,7 @@ def decompose(
         regular = regularise(covariance, max(count, 1), ridge, stage)
         notes = regular.notes
         whitener = np.linalg.cholesky(regular.matrix)
-    root, inverse = (None, None) if metric is None else _roots(metric)
+    root, inverse, unit = (None, None, 1.0) if metric is None else _roots(metric)
     weighed = weight if root is None else root @ weight
     seen = weighed if whitener is None else weighed @ whitener
     smaller = min(seen.shape)
@@ -118,15 +118,20 @@ def decompose(
     inner = outer.T @ weighed
     if inverse is not None:
         outer = inverse @ outer
-    return Spectrum(outer, inner, values, float(np.sum(seen * seen)), notes)
+    return Spectrum(outer, inner, values * np.sqrt(unit), unit * float(np.sum(seen * seen)), notes)
 
 
-def _roots(metric: Matrix) -> tuple[Matrix, Matrix]:
-    """Return the square root of *metric* and its inverse."""
+def _roots(metric: Matrix) -> tuple[Matrix, Matrix, float]:
+    """Return the square root of *metric* over a number that makes its norm one, the inverse, and that number.
+
+    In its own unit a small metric would make one factor of a weight huge and the other one tiny.
+    """
     values, vectors = np.linalg.eigh((metric + metric.T) / 2)
     largest = max(float(values[-1]), _LEAST_METRIC)
-    roots = np.sqrt(np.maximum(values, _METRIC_FLOOR * largest))
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+    values = np.maximum(values, _METRIC_FLOOR * largest)
+    unit = float(values[-1])
+    roots = np.sqrt(values / unit)
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T, unit
 
 
 def _left_singular(matrix: Matrix) -> tuple[Matrix, Matrix]:

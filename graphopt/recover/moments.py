@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     Matrix = npt.NDArray[np.float64]
 
+_NOISE = 1e-12
+"""Variance over mean square below which float64 sums of squares have too few digits left to solve with."""
+
 
 @dataclass(slots=True)
 class Moments:
@@ -121,19 +124,21 @@ class Moments:
     def merge(self, other: Moments) -> None:
         """Take in what *other* has seen."""
         self.count += other.count
-        for name in ("rows_sum", "targets_sum", "gram", "cross", "energy"):
-            getattr(self, name).__iadd__(getattr(other, name))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name in ("rows_sum", "targets_sum", "gram", "cross", "energy"):
+                getattr(self, name).__iadd__(getattr(other, name))
 
     def without(self, other: Moments) -> Moments:
         """Return what is left where *other*, which is part of this, is taken out."""
-        return Moments(
-            self.count - other.count,
-            self.rows_sum - other.rows_sum,
-            self.targets_sum - other.targets_sum,
-            self.gram - other.gram,
-            self.cross - other.cross,
-            self.energy - other.energy,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            return Moments(
+                self.count - other.count,
+                self.rows_sum - other.rows_sum,
+                self.targets_sum - other.targets_sum,
+                self.gram - other.gram,
+                self.cross - other.cross,
+                self.energy - other.energy,
+            )
 
     def through(self, features: Matrix) -> Moments:
         """Return the moments of ``features @ x``, with features [q, d], and the same targets."""
@@ -168,6 +173,12 @@ class Moments:
         return all(
             bool(np.isfinite(part).all()) for part in (self.rows_sum, self.cross, self.gram, self.energy)
         )
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows are one, to rounding: what is left of their covariance is noise of the sums."""
+        squares = float(np.trace(self.gram)) / max(self.count, 1)
+        return float(np.trace(self.covariance)) <= _NOISE * squares
 
     @property
     def rows_mean(self) -> Matrix:

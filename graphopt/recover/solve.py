@@ -14,6 +14,7 @@ where none predicts it better than the weights do as they are, they stay.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -182,6 +183,10 @@ def solve(
     before = moments.residual(weight, prior_bias)
     if moments.count == 0:
         return Solution(weight, prior_bias, before, before, ridge, (f"{stage}: no rows; the weights stay",))
+    if moments.is_constant:
+        bias = moments.best_bias(weight)
+        note = f"{stage}: the activations are constant over {moments.count} rows; the weights stay"
+        return Solution(weight, bias, before, moments.residual(weight, bias), ridge, (note,))
     chosen = np.arange(moments.columns) if columns is None else np.asarray(columns)
     covariance = moments.covariance
     if moments.held is not None:
@@ -278,7 +283,7 @@ def solve_groups(
         float(shares @ [one.residual_before for one in solutions]),
         float(shares @ [one.residual_after for one in solutions]),
         max(one.ridge for one in solutions),
-        tuple(note for one in solutions for note in one.notes),
+        _of_groups([one.notes for one in solutions], stage),
     )
 
 
@@ -287,7 +292,7 @@ def _solve_together(
 ) -> dict[int, Solution]:
     """Return what :func:`solve` gives for the groups in which nothing is out of the ordinary, all at once.
 
-    Groups with too few rows, numbers that are not finite or singular moments are left out.
+    Groups with too few rows, constant ones, numbers that are not finite or singular moments are left out.
 
     Args:
         moments: One for each group.
@@ -300,6 +305,7 @@ def _solve_together(
         return {}
     every = Stacked.of(moments)
     usual = every.is_finite & (every.count >= ROWS_PER_UNKNOWN * size)
+    usual &= ~np.array([each.is_constant for each in moments])
     numbers = np.flatnonzero(usual).tolist()
     if not numbers:
         return {}
@@ -380,6 +386,21 @@ def _ridges_on_held(rest: Stacked, held: Stacked, weight: Matrix) -> tuple[Matri
     return best, found
 
 
+def _of_groups(notes: Sequence[tuple[str, ...]], stage: str) -> tuple[str, ...]:
+    """Return the notes of all groups: of each reason the first, and in how many others it stands too."""
+    first: dict[str, str] = {}
+    more: Counter[str] = Counter()
+    for note in (each for group in notes for each in group):
+        reason = note.partition(": ")[2].partition(";")[0]
+        if reason in first:
+            more[reason] += 1
+        first.setdefault(reason, note)
+    counted = (
+        f"{stage}: {reason} in {count} more of its {len(notes)} groups" for reason, count in more.items()
+    )
+    return *first.values(), *counted
+
+
 def refit_bias(moments: Moments, weight: Matrix, bias: Matrix, *, stage: str) -> Solution:
     """Return *weight* with the bias that is best for it: least squares in the bias alone.
 
@@ -424,5 +445,5 @@ def refit_bias_groups(
         bias=np.concatenate([one.bias for one in found]),
         residual_before=float(np.mean([one.residual_before for one in found])),
         residual_after=float(np.mean([one.residual_after for one in found])),
-        notes=tuple(note for one in found for note in one.notes),
+        notes=_of_groups([one.notes for one in found], stage),
     )

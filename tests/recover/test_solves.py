@@ -135,8 +135,9 @@ def test_the_bias_alone() -> None:
     [
         (lambda x: x[:5], "s: 5 rows for 13 unknowns; the ridge rises from 0.001 to 5.1"),
         (lambda x: np.where(np.arange(12) < 6, x, x[:, 5:6]), None),  # equal columns: the ridge suffices
-        (np.ones_like, None),  # constants: nothing to learn but the bias
-        (np.zeros_like, None),
+        # constants: nothing to learn but the bias
+        (np.ones_like, "s: the activations are constant over 400 rows; the weights stay"),
+        (np.zeros_like, "s: the activations are constant over 400 rows; the weights stay"),
         (lambda x: np.where(x > 0.5, np.nan, x), "s: activations are not finite; the weights stay"),
         (lambda x: x[:0], "s: no rows; the weights stay"),
         (lambda x: x * 1e200, "s: activations are not finite; the weights stay"),
@@ -151,6 +152,36 @@ def test_bad_data_give_a_note_and_an_answer(change: Any, note: str | None) -> No
     assert np.isfinite(got.weight).all()
     assert np.isfinite(got.bias).all()
     assert got.notes == (() if note is None else (note,))
+
+
+def test_constant_rows_with_rounding_noise_move_the_bias_alone() -> None:
+    # The covariance of such rows is what the sums have rounded off: its inverse would be a weight of 1e10.
+    x = np.tile(0.1 + np.arange(12) / 3, (401, 1)) * (1 + 1e-16)
+    y = np.tile(np.arange(5) / 7, (401, 1))
+    prior = np.random.default_rng(5).normal(size=(5, 12))
+    moments = moments_of(x, y)
+    assert np.abs(moments.covariance).max() > 0
+    got = solve(moments, prior, np.zeros(5), stage="s")
+    np.testing.assert_array_equal(got.weight, prior)
+    np.testing.assert_allclose(x @ got.weight.T + got.bias, y, atol=1e-9)
+
+
+def test_notes_of_many_groups_are_one_sentence_and_a_number() -> None:
+    x, y = data(rows=2, targets=1)
+    moments = [moments_of(x, y), *(moments_of(np.ones_like(x), y) for _ in range(7))]
+    got = solve_groups(moments, *zeros(8, 2), stage="s")
+    assert got.notes == (
+        "s, group 1: the activations are constant over 400 rows; the weights stay",
+        "s: the activations are constant over 400 rows in 6 more of its 8 groups",
+    )
+
+
+def test_sums_that_overflow_merge_without_a_warning() -> None:
+    x, y = data()
+    one, two = moments_of(x * 1e160, y), moments_of(-x * 1e160, y * 1e160)
+    one.merge(two)
+    assert not one.is_finite
+    assert not one.without(two).is_finite
 
 
 def test_a_singular_gram_without_ridge_makes_it_rise() -> None:
@@ -284,8 +315,9 @@ def test_many_groups_are_solved_as_one_by_one(
     monkeypatch.setattr("graphopt.recover.solve.solve", spied)
     found = solve_groups(moments, prior, bias, free_bias=free_bias, **options)
     # Held samples ask for a ridge that makes up for equal columns; without a mean a constant is all equal.
-    singular = set() if hold_out else {3} if free_bias else {1, 3}
-    assert set(alone_there) == {f"s, group {group}" for group in {2} | singular}
+    singular = set() if hold_out else {1, 3}
+    constant = {1} if free_bias else set()
+    assert set(alone_there) == {f"s, group {group}" for group in {2} | singular | constant}
     weights, biases = [], []
     for group, one in enumerate(moments):
         part = slice(2 * group, 2 * group + 2)
@@ -571,6 +603,22 @@ def test_low_rank_with_bad_covariances() -> None:
         singular = decompose(weight, covariance, count=100, stage="s")
         outer, inner = singular.cut(6)
         np.testing.assert_allclose(outer @ inner, weight, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-28, 1.0, 1e20])
+def test_factors_are_of_one_size_whatever_unit_the_metric_has(size: float) -> None:
+    weight = np.random.default_rng(4).normal(size=(6, 8))
+    metric = np.diag(np.arange(1.0, 7.0)) * size
+    got = decompose(weight, metric=metric)
+    outer, inner = got.cut(4)
+    # In float32, which models compute in, a factor of 1e15 and one of 1e-15 are no weight any more.
+    assert np.abs(outer).max() < 10
+    assert np.abs(inner).max() < 100
+    if size:
+        unit = decompose(weight, metric=metric / size)
+        np.testing.assert_allclose(outer @ inner, np.matmul(*unit.cut(4)), atol=1e-9)
+        assert got.total == pytest.approx(unit.total * size)
+        np.testing.assert_allclose(got.values, unit.values * np.sqrt(size))
 
 
 def test_small_variance_far_from_zero_survives_float32() -> None:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from graphopt.errors import DataError
+from graphopt.ir.rewrite import nested_nodes
 from graphopt.passes.pruning.oracle import masked_as_cut
 from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
 from graphopt.recover.selection import Problem, trajectory
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
+    import onnx_ir as oir
 
     from graphopt.ir import Model
     from graphopt.passes.prune_channels import PruneChannels
@@ -146,21 +148,31 @@ class _Fitter:
         self.by_output: dict[str, list[tuple[str, Reader]]] = {}
         self.open: set[str] = set()  # families whose units are still to be chosen
         self.masked: set[str] = set()  # families that are read or normed by what is not fitted
-        nodes = {node.outputs[0].name: node for node in model.graph if node.outputs}
+        self.reading: set[oir.Node] = set()  # nodes of the main graph in which a cut family is read
+        nodes = {
+            value.name: (node, inner is node)
+            for node in model.graph
+            for inner in (node, *nested_nodes(node))
+            for value in inner.outputs
+        }
         for name in kept:
             self._find_readers(anatomy, name, nodes)
 
-    def _find_readers(self, anatomy: Anatomy, name: str, nodes: Mapping[str | None, Any]) -> None:
+    def _find_readers(
+        self, anatomy: Anatomy, name: str, nodes: Mapping[str | None, tuple[oir.Node, bool]]
+    ) -> None:
         contractions = anatomy.subject(name).contractions
         found = []
         for contraction in contractions:
             output = None if contraction.node is None else contraction.node.outputs[0].name
-            here = nodes.get(output)
+            outer, here = nodes.get(output, (None, False))
+            if outer is not None:
+                self.reading.add(outer)
             reader = reader_of(contraction)
             where = f"family {name!r}, read by {output!r}"
             if isinstance(reader, str):
                 self.outcome.skipped.append((where, f"not fitted: {reader}"))
-            elif here is None:
+            elif not here:
                 self.outcome.skipped.append((where, "not fitted: it is inside a body"))
             elif reader.linear.is_named_by(self.recovery.protect):
                 self.outcome.skipped.append((where, "not fitted: protected"))
@@ -198,7 +210,7 @@ class _Fitter:
                 start=student,
             ) as walk:
                 found, stages = self._sweep(walk, again=sweep > 0)
-                if not found:
+                if not found and sweeps:
                     break
                 done |= found
                 agreement = walk.finish()
@@ -230,7 +242,8 @@ class _Fitter:
         for output in self.by_output:
             if output not in known and not again:
                 self.outcome.skipped.append((f"reader {output!r}", "not fitted: it is no stage of the walk"))
-        first = next((stage.position for stage in walked if stage.output in self.by_output), math.inf)
+        # What stands behind a reader makes up for the cut, also where the reader itself is not fitted.
+        first = min((walk.position_of(node) for node in self.reading), default=math.inf)
         for stage in walked:
             linear = stage.linear
             reads = self.by_output.get(stage.output, [])

@@ -565,6 +565,95 @@ def test_agreement_is_that_of_the_result_whatever_cannot_be_fitted(make: Any, cr
     assert {stage["where"] for stage in recovery["stages"]} == {"Gemm 'down'"}
 
 
+def biased(kind: str) -> onnx.ModelProto:
+    """Products with biases of odd shapes, or one of one number, and widths that are cut on both sides."""
+    shape = {"row": (1, 12), "deep": (1, 1, 12), "scalar": (), "one": (1,)}[kind]
+    weights = {"w1": array(8, 12), "w2": array(12, 12, seed=2), "w3": array(12, 5, seed=3)}
+    for seed, name in enumerate("bc"):
+        own = array(12, seed=seed).reshape(shape) if kind in {"row", "deep"} else np.full(shape, 0.3)
+        weights[name] = own.astype(np.float32)
+    if kind == "deep":
+        nodes = [
+            helper.make_node("MatMul", ["x", "w1"], ["m1"]),
+            helper.make_node("Add", ["b", "m1"], ["h1"]),
+            relu("h1", "a1"),
+            helper.make_node("MatMul", ["a1", "w2"], ["m2"]),
+            helper.make_node("Add", ["m2", "c"], ["h2"]),
+            relu("h2", "a2"),
+            helper.make_node("MatMul", ["a2", "w3"], ["y"]),
+        ]
+        return model_of(nodes, [info("x", ["n", 1, 8])], [info("y", ["n", 1, 5])], weights)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b"], ["h1"], beta=2.0),
+        relu("h1", "a1"),
+        helper.make_node("Gemm", ["a1", "w2", "c"], ["h2"], alpha=0.5, beta=0.5),
+        relu("h2", "a2"),
+        helper.make_node("MatMul", ["a2", "w3"], ["y"]),
+    ]
+    return model_of(nodes, [info("x", ["n", 8])], [info("y", ["n", 5])], weights)
+
+
+@pytest.mark.parametrize("method", ["bias", "least-squares"])
+@pytest.mark.parametrize("kind", ["row", "deep", "scalar", "one"])
+def test_biases_of_any_shape_are_fitted_and_cut(kind: str, method: str) -> None:
+    model = biased(kind)
+    feeds = [{"x": feed["x"][None]} for feed in vectors()] if kind == "deep" else vectors()
+    options: dict[str, Any] = {"params_ratio": 0.6, "round_to": 1, "criterion": "l1"}
+    plain, _ = apply(PASS, model, data=feeds, **options)
+    after, report = apply(PASS, model, data=feeds, recover=method, **options)
+    assert len(report.extra["families"]) == 2  # type: ignore[arg-type]
+    gain = error(model, after, feeds) / error(model, plain, feeds)
+    # One number for all outputs is a constant like any other, not a bias to fit.
+    assert gain < (0.7 if method == "least-squares" else 1.0 if kind in {"row", "deep"} else 1.0 + 1e-6)
+
+
+def read_in_a_body() -> onnx.ModelProto:
+    """A family that a branch of an If reads, and a Gemm behind it that can make up for the cut."""
+    branch = helper.make_graph(
+        [helper.make_node("Gemm", ["a", "w2"], ["then"])],
+        "then", [], [info("then", ["n", 10])],
+        [onnx.numpy_helper.from_array(array(12, 10, seed=2), "w2")],
+    )  # fmt: skip
+    other = helper.make_graph(
+        [helper.make_node("Gemm", ["a", "w4"], ["else"])],
+        "else", [], [info("else", ["n", 10])],
+        [onnx.numpy_helper.from_array(array(12, 10, seed=4), "w4")],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="up", transB=1),
+        relu("h", "a"),
+        helper.make_node("If", ["yes"], ["c"], name="if", then_branch=branch, else_branch=other),
+        relu("c", "d"),
+        helper.make_node("Gemm", ["d", "w3", "b3"], ["y"], name="down"),
+    ]
+    weights = {"w1": array(12, 8), "b1": array(12, seed=1), "w3": array(10, 5), "b3": array(5)}
+    weights["yes"] = np.ones((), np.bool_)
+    return model_of(nodes, [info("x", ["n", 8])], [info("y", ["n", 5])], weights)
+
+
+def test_what_follows_makes_up_for_a_cut_that_a_body_reads() -> None:
+    model, feeds = read_in_a_body(), vectors()
+    options: dict[str, Any] = {"params_ratio": 0.9, "round_to": 1, "criterion": "l1", "min_family": 10}
+    plain, _ = apply(PASS, model, data=feeds, **options)
+    after, report = apply(PASS, model, data=feeds, recover="least-squares", **options)
+    recovery: Any = report.extra["recovery"]
+    assert [stage["where"] for stage in recovery["stages"]] == ["Gemm 'down'"]
+    assert any("inside a body" in reason for _, reason in report.skipped)
+    assert error(model, after, feeds) < 0.8 * error(model, plain, feeds)
+
+
+def test_agreement_is_told_also_where_nothing_can_be_fitted() -> None:
+    model, feeds = read_in_a_body(), vectors(40)
+    options: dict[str, Any] = {"params_ratio": 0.7, "round_to": 1, "criterion": "l1"}
+    after, report = apply(PASS, model, data=feeds, recover="bias", protect=["w3"], **options)
+    one, two = session_for(model), session_for(after)
+    wanted, found = (np.concatenate([run_feeds(each, feed)["y"] for feed in feeds]) for each in (one, two))
+    recovery: Any = report.extra["recovery"]
+    assert recovery["stages"] == []
+    sqnr = 10 * np.log10(np.sum(wanted**2) / np.sum((wanted - found) ** 2))
+    assert recovery["agreement"]["sqnr_db"] == pytest.approx(sqnr, abs=0.01)
+
+
 def test_samples_limit_what_is_used() -> None:
     _, report = apply(
         PASS, residual(), data=images(), macs_ratio=0.7, criterion="l1", recover="bias", samples=5, round_to=1
