@@ -63,13 +63,22 @@ def randomise_constants(model: Model, seed: int) -> tuple[str, ...]:
     return _rewrite(model, lambda value, array: _varied(value, array, seed))
 
 
-def shuffle_weights(model: Model, seed: int) -> tuple[str, ...]:
-    """Put the elements of every weight into another order, in place; channels that were dead come alive."""
+def shuffle_weights(model: Model, seed: int, *, signs: bool = False) -> tuple[str, ...]:
+    """Put the elements of every weight into another order, in place; channels that were dead come alive.
+
+    Args:
+        model: What to change.
+        seed: Which order.
+        signs: Draw the signs of matrices and kernels too. Trained weights often have a mean below zero, and
+            in any order such a net may be dead behind its Relus; with a mean of about zero it is not. Vectors
+            keep theirs: scales and variances must be positive.
+    """
 
     def shuffled(value: oir.Value, array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-        flat = array.reshape(-1)
-        order = _stream(value, seed).permutation(flat.size)
-        moved: npt.NDArray[Any] = flat[order].reshape(array.shape)
+        flat, stream = array.reshape(-1), _stream(value, seed)
+        moved: npt.NDArray[Any] = flat[stream.permutation(flat.size)].reshape(array.shape)
+        if signs and not _is_vector(array):
+            moved = moved * stream.choice([-1.0, 1.0], array.shape)
         return moved
 
     return _rewrite(model, shuffled)
@@ -129,7 +138,7 @@ def _varied(value: oir.Value, array: npt.NDArray[Any], seed: int) -> npt.NDArray
     lowest, highest = float(flat.min()), float(flat.max())
     if not np.isfinite(lowest + highest):
         return None
-    vector = sum(dim > 1 for dim in array.shape) < 2
+    vector = _is_vector(array)
     if highest - lowest != 0.0 and not (vector and max(highest, -lowest) <= _TINY):
         return None
     stream = _stream(value, seed)
@@ -138,6 +147,10 @@ def _varied(value: oir.Value, array: npt.NDArray[Any], seed: int) -> npt.NDArray
     fan_in = max(1, array.size // array.shape[0])
     spread: npt.NDArray[Any] = stream.standard_normal(array.shape) / np.sqrt(fan_in)
     return spread
+
+
+def _is_vector(array: npt.NDArray[Any]) -> bool:
+    return bool(sum(dim > 1 for dim in array.shape) < 2)
 
 
 def _stream(value: oir.Value, seed: int) -> np.random.Generator:

@@ -15,7 +15,7 @@ from graphopt.ir import Model
 from graphopt.ir.lower import lower
 from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.tensors import from_array
-from graphopt.passes.pruning.masked import values_by_name
+from graphopt.passes.pruning.masked import shuffle_weights, values_by_name
 from graphopt.passes.pruning.oracle import TOLERANCE, Claim, judge
 
 KEPT = np.array([0, 2, 3, 7])
@@ -23,7 +23,7 @@ FEEDS = [{"x": np.random.default_rng(5).standard_normal((2, 6), dtype=np.float32
 
 
 def model_of(norm: str = "", *, head: float | None = None, dead: Sequence[int] = ()) -> Model:
-    """x [2, 6] -> Gemm to 8 -> Sigmoid, or a norm over the 8 -> Gemm to 5."""
+    """x [2, 6] -> Gemm to 8 -> Sigmoid or Relu, or a norm over the 8 -> Gemm to 5."""
     rng = np.random.default_rng(0)
     one = rng.standard_normal((8, 6)).astype(np.float32)
     two = rng.standard_normal((5, 8)).astype(np.float32)
@@ -39,7 +39,7 @@ def model_of(norm: str = "", *, head: float | None = None, dead: Sequence[int] =
         nodes.append(helper.make_node("ReduceMean", ["h"], ["m"], axes=[1], keepdims=1))
         nodes.append(helper.make_node("Mul", ["h", "m"], ["a"]))
     else:
-        nodes.append(helper.make_node("Sigmoid", ["h"], ["a"]))
+        nodes.append(helper.make_node(norm or "Sigmoid", ["h"], ["a"]))
     nodes.append(helper.make_node("Gemm", ["a", "w2"], ["y"], transB=1))
     graph = helper.make_graph(
         nodes,
@@ -128,6 +128,42 @@ def test_dead_channels_are_proven_with_shuffled_weights() -> None:
     assert not wrong.passed
 
 
+def test_an_order_of_the_weights_in_which_the_net_is_dead_is_not_the_last_one_tried() -> None:
+    model = model_of(dead=[1, 4, 5, 6])
+    tried: list[int] = []
+
+    def shuffle(copy: Model, seed: int, *, signs: bool) -> tuple[str, ...]:
+        tried.append(seed)
+        names = shuffle_weights(copy, seed, signs=signs)
+        if len(tried) == 1:  # as where the last Relu sees nothing above zero
+            values_by_name(copy)["w2"].const_value = from_array(np.zeros((5, 8), np.float32), "w2")
+        return names
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graphopt.passes.pruning.oracle.shuffle_weights", shuffle)
+        verdict = judge(model, claim_for(model, cutter()), FEEDS, seed=0)
+        assert not judge(model, claim_for(model, cutter(second=[0, 2, 7, 3])), FEEDS, seed=0).passed
+    assert verdict.passed
+    assert verdict.shuffled
+    assert not verdict.unused
+    assert verdict.difference > 0.01
+    assert tried[:2] == [0, 1]
+
+
+def test_a_net_that_is_dead_in_any_order_of_its_weights_lives_with_other_signs() -> None:
+    model = model_of("Relu")
+    for name in ("w1", "b1"):  # never above zero on inputs that are
+        value = values_by_name(model)[name]
+        assert value.const_value is not None
+        value.const_value = from_array(-np.abs(value.const_value.numpy()), name)
+    positive = [{name: np.abs(array) for name, array in feed.items()} for feed in FEEDS]
+    verdict = judge(model, claim_for(model, cutter()), positive, seed=0)
+    assert verdict.passed
+    assert verdict.shuffled
+    assert not verdict.unused
+    assert not judge(model, claim_for(model, cutter(second=[0, 2, 7, 3])), positive, seed=0).passed
+
+
 def test_a_cut_of_what_no_output_depends_on_is_told_apart() -> None:
     model = model_of()
     everything = Claim(lambda _: None, [], {}, claim_for(model, cutter()).describe)
@@ -150,7 +186,7 @@ def test_an_effect_too_small_to_be_told_from_a_wrong_cut_proves_nothing() -> Non
     value.const_value = from_array(tiny, "w2")
     wrong = claim_for(model, cutter(second=[0, 2, 3, 6]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphopt.passes.pruning.oracle.shuffle_weights", lambda *_: ())
+        patch.setattr("graphopt.passes.pruning.oracle.shuffle_weights", lambda *_, **__: ())
         with pytest.raises(PassFailed, match="proves nothing"):
             judge(model, wrong, FEEDS, seed=0)
         patch.undo()
