@@ -100,12 +100,14 @@ class Report:
         counts: What was done how often, by a short stable key (``{"folded": 12}``).
         skipped: What was left alone: (node or value, reason), in graph order.
         extra: Further JSON-ready findings for the report.
+        warnings: Sentences for whoever runs it: what went another way than was asked for, and where.
     """
 
     changed: bool
     counts: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[tuple[str, str], ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Context:

@@ -147,4 +147,5 @@ class InsertQdq(Pass):
             counts={**report.counts, **counts},
             skipped=(*notes, *report.skipped),
             extra={**report.extra, "opset": [before, opset]},
+            warnings=report.warnings,
         )

@@ -43,7 +43,8 @@ def report_problem(report: object) -> str:
     """Return what is wrong with the form of a pass's report; the empty text for a good one."""
     if not isinstance(report, Report):
         return f"it returned {type(report).__name__}, expected a Report"
-    said: dict[str, Any] = {name: getattr(report, name) for name in ("changed", "counts", "skipped", "extra")}
+    names = ("changed", "counts", "skipped", "extra", "warnings")
+    said: dict[str, Any] = {name: getattr(report, name) for name in names}
     if not isinstance(said["changed"], bool):
         return f"Report.changed is {said['changed']!r}, expected True or False"
     if not isinstance(said["counts"], Mapping):
@@ -56,6 +57,8 @@ def report_problem(report: object) -> str:
     for item in said["skipped"]:
         if not (isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)):
             return f"Report.skipped holds {item!r}, expected (where, reason)"
+    if not isinstance(said["warnings"], tuple) or not all(isinstance(one, str) for one in said["warnings"]):
+        return f"Report.warnings is {said['warnings']!r}, expected a tuple of texts"
     try:
         json.dumps(dict(said["extra"]))
     except (TypeError, ValueError, RecursionError) as error:

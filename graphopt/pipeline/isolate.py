@@ -135,6 +135,7 @@ def run_step_isolated(
             counts=answer["counts"],
             skipped=tuple((where, reason) for where, reason in answer["skipped"]),
             extra=answer["extra"],
+            warnings=tuple(answer["warnings"]),
         )
         if report.changed:
             result = load(folder / "result.onnx")
@@ -206,6 +207,7 @@ def run_job(job: Job, feeds: StoredFeeds | None = None) -> dict[str, Any]:
         "counts": dict(report.counts),
         "skipped": [list(item) for item in report.skipped],
         "extra": dict(report.extra),
+        "warnings": list(report.warnings),
         "measurements": as_document(measurements.records),
     }
 

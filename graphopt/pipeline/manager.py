@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from graphopt.targets import Target
 
 OnError = Literal["raise", "rollback", "stop"]
+_MOST_WARNINGS = 5  # of one step
 
 
 @dataclass
@@ -296,6 +297,7 @@ class _Run:
         record.counts = dict(report.counts)
         record.skipped = [Skip(where=where, reason=reason) for where, reason in report.skipped]
         record.extra = dict(report.extra)
+        self.warn(planned, report.warnings)
         with _timed(record.times_s, "verify"):
             after = self.examine(planned, report)
         if not report.changed:
@@ -338,6 +340,15 @@ class _Run:
             if "statistics" not in step.pass_.info.preserves:
                 break
         calibration.planned = ahead
+
+    def warn(self, planned: PlannedStep, warnings: Sequence[str]) -> None:
+        """Take down what a pass warns of; of many sentences a few are enough to read."""
+        shown = warnings if len(warnings) <= _MOST_WARNINGS else warnings[: _MOST_WARNINGS - 1]
+        self.result.warnings += [f"{planned.name}: {warning}" for warning in shown]
+        if rest := len(warnings) - len(shown):
+            self.result.warnings.append(
+                f"{planned.name}: {rest} more like these; the step's extra in report.json has all"
+            )
 
     def examine(self, planned: PlannedStep, report: Report) -> str:
         """Return the fingerprint after the step, having held the pass to its word and verified the model."""

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from graphopt.report.recovery import recovery_of
 from graphopt.report.structure import fallback_lines, structure_lines
 from graphopt.report.units import (
     format_bytes,
@@ -113,7 +114,14 @@ def steps_summary(steps: Sequence[StepRecord]) -> RenderableType:
     heads = ("#", "pass", "result", "time", "what")
     # An empty last column would fold the names of passes on a narrow terminal.
     width = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
-    return Group(table(heads[:width], [row[:width] for row in rows], right=(0, 3)), *_skips(steps))
+    shown = table(heads[:width], [row[:width] for row in rows], right=(0, 3))
+    return Group(shown, *_recovered(steps), *_skips(steps))
+
+
+def _recovered(steps: Sequence[StepRecord]) -> Iterable[RenderableType]:
+    for step in steps:
+        if (found := recovery_of(step)) is not None and found.line:
+            yield Text.assemble((f"{step.name} fitted to data: ", "dim"), found.line)
 
 
 def _skips(steps: Sequence[StepRecord]) -> Iterable[RenderableType]:

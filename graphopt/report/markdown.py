@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from graphopt.report.json import write_whole
+from graphopt.report.recovery import recovery_of
 from graphopt.report.structure import fallback_lines, structure_lines
 from graphopt.report.units import (
     format_bytes,
@@ -114,6 +115,18 @@ def _steps(steps: Sequence[StepRecord]) -> Iterator[str]:
             if rest := sum(count for _, _, count in groups[_MAX_SKIPS:]):
                 yield f"- and {rest} more for other reasons, in report.json"
             yield ""
+        yield from _recovery(step)
+
+
+def _recovery(step: StepRecord) -> Iterator[str]:
+    found = recovery_of(step)
+    if found is None:
+        return
+    yield from (f"Fitted to data by `{_inline(step.name)}`{': ' if found.line else ''}{found.line}.", "")
+    if found.rows:
+        yield from _table(found.head, [(f"`{_inline(where)}`", *numbers) for where, *numbers in found.rows])
+    if found.left_out:
+        yield from (f"And {found.left_out} more stages, in report.json.", "")
 
 
 def _validation(validation: ValidationRecord) -> Iterator[str]:

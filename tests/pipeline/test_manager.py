@@ -220,6 +220,8 @@ def test_an_interrupt_goes_through(on_error: OnError) -> None:
         (Report(changed=True, counts={"a": 1.5}), "'a': 1.5"),  # type: ignore[dict-item]  # what is tested
         (Report(changed=True, counts=[1]), "Report.counts is"),  # type: ignore[arg-type]  # what is tested
         (Report(changed=True, skipped=(("a",),)), "Report.skipped holds"),  # type: ignore[arg-type]  # what is tested
+        (Report(changed=True, warnings="ab"), "Report.warnings is 'ab'"),  # type: ignore[arg-type]  # what is tested
+        (Report(changed=True, warnings=(1,)), "Report.warnings is"),  # type: ignore[arg-type]  # what is tested
         (Report(changed=True, skipped="ab"), "Report.skipped is"),  # type: ignore[arg-type]  # what is tested
         (Report(changed=True, extra={"a": object()}), "not ready for JSON"),
     ],
@@ -236,6 +238,19 @@ def test_a_good_report_of_that_pass_is_taken(monkeypatch: pytest.MonkeyPatch) ->
     result = run("returns")
     assert result.error is None
     assert [(skip.where, skip.reason) for skip in result.steps[0].skipped] == [("node 'a'", "too large")]
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 40])
+def test_warnings_of_a_pass_are_those_of_the_run_and_many_are_cut_short(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    sentences = tuple(f"node {index}: too few samples" for index in range(count))
+    monkeypatch.setattr(Returns, "answer", Report(changed=True, warnings=sentences))
+    warnings = run("returns").warnings
+    shown = sentences if count <= 5 else sentences[:4]
+    assert warnings[: len(shown)] == [f"returns: {sentence}" for sentence in shown]
+    rest = [f"returns: {count - 4} more like these; the step's extra in report.json has all"]
+    assert warnings[len(shown) :] == ([] if count <= 5 else rest)
 
 
 def test_gates_compare_with_the_model_that_the_run_began_with() -> None:

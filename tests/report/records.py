@@ -54,6 +54,22 @@ def full_record() -> RunRecord:
                 options={"limit": 3},
                 status="rolled_back",
                 gates=[GateRecord(name="min_sqnr_db", value=None, limit=30.0, passed=False)],
+                extra={
+                    "recovery": {
+                        "stages": [
+                            {
+                                "where": f"Conv 'c|{k}`'",
+                                "residual_before": 0.5,
+                                "residual_after": None,
+                                "ridge": 0.001,
+                                "rows": 64,
+                            }
+                            for k in range(120)
+                        ],
+                        "agreement": {"sqnr_db": 19.71, "same_argmax": 0.875},
+                        "effort": {"cpu_s": 1.5, "peak_bytes": 3 << 20, "samples": 1},
+                    }
+                },
             ),
         ],
         validation=ValidationRecord(

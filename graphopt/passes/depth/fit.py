@@ -63,12 +63,14 @@ class Fit:
         solved: The operators that were fitted, and what to.
         report: What to report.
         skipped: What was not fitted, with the reason.
+        warnings: What was not as it should be; in the report too.
     """
 
     student: Model
     solved: tuple[tuple[Linear, Solution], ...]
     report: dict[str, object]
     skipped: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
 
     def write(self, model: Model) -> None:
         """Give the weights to the *model* that was walked."""
@@ -117,7 +119,7 @@ def fit_without(model: Model, blocks: Sequence[Block], feeds: Iterable[Feeds], r
         "effort": walk.effort.as_json(),
         "warnings": list(notes),
     }
-    return Fit(walk.student, tuple(solved), report, tuple(skipped))
+    return Fit(walk.student, tuple(solved), report, tuple(skipped), tuple(notes))
 
 
 def _solve(walk: Walk, stage: Stage, recovery: Recovery) -> tuple[Solution, int]:

@@ -56,6 +56,7 @@ class Run:
         self.free: list[Block] = []  # in graph order, as are all choices
         self.search: Search | None = None
         self.extra: dict[str, object] = {}
+        self.warnings: tuple[str, ...] = ()
 
     def run(self) -> Report:
         """Do everything.
@@ -90,7 +91,7 @@ class Run:
             extra["blocks"] = [{"name": step.block.name, "error": step.error} for step in self.search.steps]
             extra["errors_measured"] = self.search.trials
         counts = {key: count for key, count in counts.items() if count}
-        return Report(bool(chosen), counts, tuple(dict.fromkeys(self.skipped)), extra)
+        return Report(bool(chosen), counts, tuple(dict.fromkeys(self.skipped)), extra, self.warnings)
 
     def _allowed(self, blocks: Sequence[Block]) -> list[Block]:
         free = []
@@ -252,6 +253,7 @@ class Run:
                 )
             fit.write(self.model)
             self.extra["recovery"] = fit.report
+            self.warnings = fit.warnings
             self.skipped += fit.skipped
             counts["operators_refitted"] = len(fit.solved)
         whole = self.model.clone() if self.options.oracle else None

@@ -153,7 +153,8 @@ class Run:
         notes = list(dict.fromkeys([*self.notes, *done.notes]))
         if notes:
             extra["warnings"] = notes
-        return Report(changed, {k: v for k, v in counts.items() if v}, tuple(self.skipped), extra)
+        counts = {key: count for key, count in counts.items() if count}
+        return Report(changed, counts, tuple(self.skipped), extra, tuple(notes))
 
     @property
     def _reads_samples(self) -> bool:

@@ -79,11 +79,15 @@ class Fed:
 
 @dataclass
 class Outcome:
-    """What became of the weights: by name, those that were fed back; the others with the reason."""
+    """What became of the weights: by name, those that were fed back; the others with the reason.
+
+    *warnings* say what was not as it should be; they are in the report too.
+    """
 
     fed: dict[str, Fed] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     report: dict[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def why_not(candidate: Candidate, model: Model) -> str:
@@ -174,6 +178,7 @@ def feed_back_all(
         "effort": walk.effort.as_json(),
         "warnings": list(notes),
     }
+    outcome.warnings = tuple(notes)
     return outcome
 
 

@@ -117,6 +117,7 @@ class Sharer:
         self._nearest: dict[Candidate, tuple[Choice, bool] | None] = {}
         self._told: list[dict[str, object]] = []
         self._extra: dict[str, object] = {}
+        self._warnings: tuple[str, ...] = ()
 
     def run(self) -> Report:
         """Do it; see the module."""
@@ -157,6 +158,7 @@ class Sharer:
             counts={key: number for key, number in sorted(self._counts.items()) if number},
             skipped=tuple(self._skipped),
             extra=self._extra,
+            warnings=self._warnings,
         )
 
     def _wish_of(self, candidate: Candidate) -> Wish:
@@ -204,6 +206,7 @@ class Sharer:
             self._skipped.append((f"weight {name!r}", f"nearest codes, without feedback: {reason}"))
         if outcome.report:
             self._extra["recovery"] = outcome.report
+            self._warnings = outcome.warnings
         self._counts["fed_back"] += len(outcome.fed)
         return outcome.fed
 

@@ -107,11 +107,13 @@ class Outcome:
         kept: Units that stay, by family; other ones than before where they were chosen anew.
         report: What to report.
         skipped: What was not fitted, with the reason.
+        warnings: What was not as it should be; in the report too.
     """
 
     kept: Kept
     report: dict[str, object] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
 
 
 def compensate(
@@ -229,6 +231,7 @@ class _Fitter:
             # The last is what counts; those before tell what it was worth.
             *before, last = sweeps
             self.outcome.report = {"method": recovery.method, **last, "warnings": list(self.notes)}
+            self.outcome.warnings = tuple(self.notes)
             if before:
                 self.outcome.report["sweeps_before"] = before
         return self.outcome

@@ -54,6 +54,12 @@ class Obs(Criterion):
         """The ridge that the order of each family was drawn with."""
         return {name: drawn.ridge for name, drawn in self._drawn.items()}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not as it should be where orders were drawn; each sentence names its stage."""
+        paths = [drawn.path for drawn in self._drawn.values() if drawn.path is not None]
+        return tuple(dict.fromkeys(note for path in paths for note in path.notes))
+
     def needs(self, subject: Subject) -> Needs:
         """Return the second moments of what the readers of the family read."""
         from graphopt.calibrate.needs import Needs

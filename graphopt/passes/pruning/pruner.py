@@ -83,6 +83,7 @@ class Pruner:
         self.verdicts: dict[str, list[Verdict]] = {"exact": [], "approximate": []}
         self.notes: dict[str, None] = {}
         self.compensated: dict[str, object] = {}
+        self.warnings: dict[str, None] = {}
         self.selection: Mapping[str, float] = {}
         self.curves: dict[str, npt.NDArray[np.float64]] = {}
         self.time: dict[str, object] = {}
@@ -156,6 +157,7 @@ class Pruner:
         recovery = Recovery.of(options, self.seed, self.selection)
         outcome = compensate(before, anatomy, cut.kept, feeds, recovery)
         self.compensated = outcome.report
+        self.warnings |= dict.fromkeys(outcome.warnings)
         for where, reason in outcome.skipped:
             self.skip(where, reason)
         pruned = before.clone()
@@ -240,6 +242,8 @@ class Pruner:
             statistics = self.context.statistics(needs) if needs else None
             subjects = {name: replace(subject, statistics=statistics) for name, subject in subjects.items()}
             self.curves = dict(criterion.curves(subjects))
+        if isinstance(criterion, Obs):
+            self.warnings |= dict.fromkeys(criterion.notes)
         result = {}
         for name, subject in subjects.items():
             found = np.asarray(criterion.scores(subject), dtype=np.float64)
@@ -474,7 +478,13 @@ class Pruner:
         if self.compensated:
             extra["recovery"] = self.compensated
         counts = {"families_cut": len(self.families), **dict(self.removed)} if self.families else {}
-        return Report(changed=bool(self.families), counts=counts, skipped=tuple(self.skipped), extra=extra)
+        return Report(
+            changed=bool(self.families),
+            counts=counts,
+            skipped=tuple(self.skipped),
+            extra=extra,
+            warnings=tuple(self.warnings),
+        )
 
 
 def _ratio(after: int, before: int) -> float:

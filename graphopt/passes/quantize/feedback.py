@@ -50,6 +50,7 @@ class Feedback:
         told: For each node: the error of its outputs with feedback, and rounded to nearest (mean squares,
             over that of the outputs).
         skipped: (node, why its weight is rounded to nearest).
+        warnings: What was not as it should be, all nodes together.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Feedback:
         )
         self.told: list[dict[str, object]] = []
         self.skipped: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
 
     def apply(self, each: Compute, weight: Array, codes: Codes) -> Codes:
         """Return *codes* of the same scales for *weight*, chosen with feedback where that can be."""
@@ -105,6 +107,7 @@ class Feedback:
             told |= {"output_error": error / scale, "output_error_nearest": nearest / scale}
         if warnings:
             told["warnings"] = list(dict.fromkeys(warnings))
+            self.warnings += warnings
         self.told.append(told)
         whole = np.rint(found / scales[:, None]) + zeros[:, None]
         return replace(codes, codes=_from_matrix(each, whole, codes.codes))

@@ -253,7 +253,10 @@ class Quantizer:
             extra["scales_raised_for_bias"] = emitter.raised
             emitter.counts["scales_raised_for_bias"] = len(emitter.raised)
         extra["quantised"] = [name for index, name in enumerate(labels) if index in variant.nodes]
-        return Report(changed=True, counts=emitter.counts, skipped=tuple(skipped), extra=extra)
+        warnings = () if feedback is None else tuple(dict.fromkeys(feedback.warnings))
+        return Report(
+            changed=True, counts=emitter.counts, skipped=tuple(skipped), extra=extra, warnings=warnings
+        )
 
     def _way_out(self, found: list[Compute]) -> str:
         """Name the pass that may still pay where there are matrix products."""

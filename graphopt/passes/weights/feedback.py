@@ -7,7 +7,7 @@ read off it: where feedback has moved it away, the largest one is put back.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ _RATIOS = tuple(np.linspace(1.0, 0.5, 26).tolist())
 
 def on_grid(
     weight: npt.NDArray[np.float32], gram: Gram, grid: Grid, block: int, stage: str
-) -> tuple[npt.NDArray[np.float32], dict[str, object]]:
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
     """Return *weight* rounded onto the symmetric grid, and what that does to the outputs.
 
     Args:
@@ -71,7 +71,7 @@ def on_grid(
         part = slice(column, min(column + size, rows))
         plain = _scale(start[:, part], grid.high)[:, None]
         nearest[:, part] = np.rint(start[:, part] / plain) * plain
-    told: dict[str, object] = {
+    told: dict[str, Any] = {
         "output_error": output_error(result - start, start, moment),
         "output_error_nearest": output_error(nearest - start, start, moment),
     }

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt.api import Report
 from graphopt.calibrate.needs import Needs, Rows
@@ -70,7 +70,7 @@ class Quantizer:
         self._counts: Counter[str] = Counter()
         self._skipped: list[tuple[str, str]] = []
         self._notes: list[dict[str, object]] = []
-        self._told: dict[str, dict[str, object]] = {}
+        self._told: dict[str, dict[str, Any]] = {}
         self._grams: dict[Rows, Gram] = {}
         self._shapes = infer_shapes(model, context.dims)
         if settings.feedback:
@@ -99,6 +99,7 @@ class Quantizer:
             counts={key: number for key, number in sorted(self._counts.items()) if number},
             skipped=tuple(self._skipped),
             extra={"weights": self._notes} if self._notes else {},
+            warnings=tuple(each for told in self._told.values() for each in told.get("warnings", ())),
         )
 
     def _check_opset(self) -> None:
