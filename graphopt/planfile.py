@@ -19,7 +19,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphopt.errors import OptionError, PathError, WriteError
+from graphopt.errors import OptionError, PathError
+from graphopt.ir.textfiles import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,16 +55,7 @@ def write_plan(path: Path, plan: PlanFile) -> None:
         PathError: The folder cannot be written to.
         WriteError: The device failed or is full.
     """
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        scratch.write_text(to_toml(plan), encoding="utf-8")
-        scratch.replace(path)
-    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        scratch.unlink(missing_ok=True)
-        raise PathError(f"cannot write the file: {error.strerror}", where=str(path)) from error
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise WriteError(f"cannot write the file: {error.strerror}", where=str(path)) from error
+    write_whole(path, to_toml(plan))
 
 
 def to_toml(plan: PlanFile) -> str:

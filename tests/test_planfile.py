@@ -51,3 +51,10 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
         read_plan(tmp_path, "some-pass")
     with pytest.raises(PathError):
         write_plan(tmp_path / "missing" / "plan.toml", PlanFile("some-pass", ()))
+    (tmp_path / "file").touch()
+    with pytest.raises(PathError, match="cannot write the file"):
+        write_plan(tmp_path / "file" / "plan.toml", PlanFile("some-pass", ()))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(PathError, match="cannot write the file"):
+        write_plan(tmp_path / "folder", PlanFile("some-pass", ()))
+    assert {each.name for each in tmp_path.iterdir()} <= {"file", "folder", "plan.toml"}

@@ -49,8 +49,8 @@ def channels(
 ) -> int:
     """Show which channels, heads and hidden units of MODEL can go, what they cost, and what is locked."""
     from graphopt.ir import load
+    from graphopt.ir.textfiles import write_whole
     from graphopt.report.channels import channel_graph, channels_page, to_dot, to_svg
-    from graphopt.report.json import write_whole
 
     del debug
     output = Output(json=json)

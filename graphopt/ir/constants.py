@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as oir
 
 from graphopt.ir.dead import remove_unread
-from graphopt.ir.rewrite import add_initializer, make_node
+from graphopt.ir.rewrite import add_initializer, hand_over, make_node
 from graphopt.ir.tensors import from_array
 
 if TYPE_CHECKING:
@@ -60,12 +60,7 @@ def add_behind(model: Model, node: oir.Node, array: npt.NDArray[Any]) -> None:
     graph.insert_after(node, add)
     new = add.outputs[0]
     new.type, new.shape = output.type, None if output.shape is None else output.shape.copy()
-    if output.is_graph_output():
-        for position, value in enumerate(graph.outputs):
-            if value is output:
-                graph.outputs[position] = new
-    for user, use in output.uses():
-        user.replace_input_with(use, new)
+    hand_over(output, new)
     add.replace_input_with(0, output)
     output.name = model.fresh_name(f"{name}_product")
     new.name = name

@@ -240,14 +240,26 @@ def replace_value(model: Model, old: oir.Value, new: oir.Value) -> bool:
         substitute = new if _may_rename(old, new) else _identity_of(model, old, new)
         _take_over(model, old, substitute)
         # Other readers go to *new* itself, not through the Identity.
-        graph = old.graph
-        assert graph is not None
-        for position, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[position] = substitute
+        _as_outputs(old, substitute)
     for user, index in old.uses():
         user.replace_input_with(index, new)
     return True
+
+
+def hand_over(old: oir.Value, new: oir.Value) -> None:
+    """Let *new* be read, and put out, where *old* is; names stay with their values."""
+    if old.is_graph_output():
+        _as_outputs(old, new)
+    for user, index in old.uses():
+        user.replace_input_with(index, new)
+
+
+def _as_outputs(old: oir.Value, new: oir.Value) -> None:
+    graph = old.graph
+    assert graph is not None
+    for position, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[position] = new
 
 
 def _reads_only(node: oir.Node | None, value: oir.Value) -> bool:
@@ -327,12 +339,7 @@ def replace_node(model: Model, old: oir.Node, new: oir.Node) -> None:
         if not value.name:
             continue
         _take_over(model, value, substitute)
-        if value.is_graph_output():
-            for position, output in enumerate(graph.outputs):
-                if output is value:
-                    graph.outputs[position] = substitute
-        for user, use in value.uses():
-            user.replace_input_with(use, substitute)
+        hand_over(value, substitute)
     remove_nodes([old])
 
 

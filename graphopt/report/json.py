@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from graphopt.errors import PathError, WriteError
+from graphopt.ir.textfiles import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,22 +40,3 @@ def write(record: RunRecord, folder: Path) -> None:
         WriteError: The file could not be written whole.
     """
     write_whole(folder / "report.json", to_text(record))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write *text* to *path* whole or not at all: a sibling file takes its place once complete.
-
-    Raises:
-        PathError: The folder cannot be written to.
-        WriteError: The device failed or is full.
-    """
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        # A path in another encoding than UTF-8 is shown as well as it can be.
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-        scratch.replace(path)
-    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise PathError(f"cannot write the file: {error.strerror}", where=str(path)) from error
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise WriteError(f"cannot write the file: {error.strerror}", where=str(path)) from error

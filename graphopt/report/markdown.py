@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from graphopt.report.json import write_whole
+from graphopt.ir.textfiles import write_whole
 from graphopt.report.recovery import recovery_of
 from graphopt.report.structure import fallback_lines, structure_lines
 from graphopt.report.units import (

@@ -187,12 +187,7 @@ def _rebuild(node: oir.Node, inputs: Sequence[oir.Value | None], *, drop: list[i
     )
     graph.insert_before(node, new)
     for value, copy in zip(kept, outputs, strict=True):
-        if value.is_graph_output():
-            for position, output in enumerate(graph.outputs):
-                if output is value:
-                    graph.outputs[position] = copy
-        for reader, index in value.uses():
-            reader.replace_input_with(index, copy)
+        rewrite.hand_over(value, copy)
     # The bodies belong to the new node now; removing the old one must not take them apart.
     node.attributes.clear()
     rewrite.remove_node(node)
