@@ -206,6 +206,20 @@ def test_a_weight_that_is_read_as_float_too_is_stored_once() -> None:
         np.testing.assert_allclose(one, two, rtol=2e-2, atol=2e-1)
 
 
+def test_a_shape_needs_no_cast() -> None:
+    text = (
+        "g (float[2,3] x) => (float[2,3] y, int64[2] s, int64 n)"
+        "{ a = Tanh (x) s = Shape (a) n = Size (a) y = Mul (a, a) }"
+    )
+    proto = parse(HEADER + text)
+    after, report = apply(ConvertFloat16(), proto)
+    assert report.counts == {"casts": 2, "nodes_converted": 2}
+    found, expected = outputs(after, feeds_of(proto)), outputs(proto, feeds_of(proto))
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-3)
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert found[2] == expected[2]
+
+
 def test_a_model_of_halves_says_that_there_is_nothing_to_do() -> None:
     text = "g (float16[2,3] x) => (float16[2,3] y) { y = Tanh (x) }"
     _, report = apply(ConvertFloat16(), parse(HEADER + text))

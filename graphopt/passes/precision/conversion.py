@@ -207,7 +207,7 @@ class Conversion:
                 if slots is not None and types.slot(slots[0], index) in variables:
                     if self._is_float(value) and value not in self.is_half:
                         node.replace_input_with(index, self._as(value, self.half, node))
-                elif value in self.is_half and not (rewrite.is_op(node, "Cast") and index == 0):
+                elif value in self.is_half and not (rewrite.is_op(node, *types.ANY_TYPE) and index == 0):
                     node.replace_input_with(index, self._as(value, FLOAT, node))
             if slots is not None:
                 self._convert(node, slots[1], variables)

@@ -37,6 +37,9 @@ BOUNDED = frozenset({
 })  # fmt: skip
 """Operators whose result is small whatever their input is: a mask of -1e9 ends here."""
 
+ANY_TYPE = ("Cast", "Shape", "Size")
+"""Operators that read a half as well as a float and give the same."""
+
 MOVING = frozenset({
     "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split",
     "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Relu", "Neg", "Abs", "Max", "Min", "DepthToSpace",
