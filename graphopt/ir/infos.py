@@ -91,25 +91,38 @@ def read_type(proto: onnx.TypeProto, where: str) -> tuple[Type | None, oir.Shape
 
 
 def read_shape(proto: onnx.TensorShapeProto, where: str) -> oir.Shape:
-    """Return the shape, unfrozen.
+    """Return the shape, unfrozen; a dim of -1 is one that is not known.
+
+    ONNX gives negative dims no meaning. Paddle's converter wrote -1 all the same, and onnxruntime and onnx's
+    checker take it for a dim without a size.
 
     Raises:
-        InvalidModelError: A dim is negative, or a text is not UTF-8.
+        InvalidModelError: A dim is below -1, or a text is not UTF-8.
     """
     dims: list[int | str | None] = []
     denotations: list[str | None] | None = None
     for k, dim in enumerate(proto.dim):
         which = dim.WhichOneof("value")
         if which == "dim_value":
-            if dim.dim_value < 0:
+            if dim.dim_value < -1:
                 raise InvalidModelError(f"dim {k} of its shape is {dim.dim_value}", where=where)
-            dims.append(dim.dim_value)
+            dims.append(None if dim.dim_value == -1 else dim.dim_value)
         else:
             dims.append(as_text(dim.dim_param, where) if which else None)
         if dim.denotation:
             denotations = denotations or [None] * len(proto.dim)
             denotations[k] = as_text(dim.denotation, where)
     return oir.Shape(dims, denotations)
+
+
+def dim_name(dim: int | oir.SymbolicDim) -> str | None:
+    """Return the name of a dim that is open; None where it has none.
+
+    Paddle's converter calls every dim that it does not know "?": height and width of an image are not equal
+    because both are called so.
+    """
+    name = None if isinstance(dim, int) else dim.value
+    return None if name in {"", "?"} else name
 
 
 def write_type(proto: onnx.TypeProto, type_: oir.TypeProtocol | None, shape: oir.Shape | None) -> None:

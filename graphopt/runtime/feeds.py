@@ -110,6 +110,8 @@ def output_specs(model: Model) -> tuple[InputSpec, ...]:
 def _spec(value: oir.Value, what: str) -> InputSpec:
     import onnx_ir as oir
 
+    from graphopt.ir.infos import dim_name
+
     name, kind_type = value.name or "", value.type
     optional = isinstance(kind_type, oir.OptionalType)
     if isinstance(kind_type, oir.OptionalType):
@@ -124,7 +126,7 @@ def _spec(value: oir.Value, what: str) -> InputSpec:
         )
     shape: tuple[Dim, ...] | None = None
     if value.shape is not None:
-        shape = tuple(dim if isinstance(dim, int) else dim.value or None for dim in value.shape)
+        shape = tuple(dim if isinstance(dim, int) else dim_name(dim) for dim in value.shape)
     return InputSpec(
         name,
         dtypes.by_number(int(kind_type.dtype)).name,

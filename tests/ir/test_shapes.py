@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import graphopt
+from graphopt.ir.emit import emit
 from graphopt.ir.inference.symbols import Symbols
 from graphopt.ir.lower import lower
 from graphopt.ir.shapes import Shapes, infer_shapes
@@ -623,3 +625,47 @@ def test_sizes_below_zero_in_a_branch_that_never_runs() -> None:
     assert shapes.rank(values["none"]) == 1
     assert not isinstance((shapes.shape(values["none"]) or ())[0], int)
     assert shapes.rank(values["b"]) == 1
+
+
+def paddle_like() -> onnx.ModelProto:
+    """As Paddle's converter writes it: -1 for a batch, "?" for every other dim that is open."""
+    model = parse("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float["?", 3, "?", "?"] x) => (int64[1] height, bool[1] square)
+        {
+            shape = Shape(x)
+            two = Constant<value = int64[1] {2}>()
+            three = Constant<value = int64[1] {3}>()
+            height = Gather(shape, two)
+            width = Gather(shape, three)
+            square = Equal(height, width)
+        }
+    """)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    return model
+
+
+def test_dims_that_are_only_called_unknown_are_not_equal_to_each_other() -> None:
+    model = lower(paddle_like())
+    x = named(model)["x"]
+    shapes = infer_shapes(model)
+    batch, _, height, width = shapes.shape(x) or ()
+    assert len({batch, height, width}) == 3
+    bound = infer_shapes(model, unbound=7)
+    assert bound.shape(x) == (7, 3, 7, 7)
+
+
+def test_a_comparison_of_unknown_dims_is_not_folded(tmp_path: Path) -> None:
+    original, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(paddle_like(), original)
+    x = np.zeros((2, 3, 48, 192), np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    graphopt.run(original, "canonicalize,fold-constants,canonicalize", out=out, data=str(tmp_path / "x.npz"))
+    want, have = (session_for(onnx.load(path)).run(None, {"x": x}) for path in (original, out))
+    assert [each.tolist() for each in have] == [[48], [False]] == [each.tolist() for each in want]
+
+
+def test_a_dim_of_minus_one_is_an_open_one_and_is_written_so() -> None:
+    written = emit(lower(paddle_like())).graph.input[0].type.tensor_type.shape
+    assert [dim.WhichOneof("value") for dim in written.dim] == [None, "dim_value", "dim_param", "dim_param"]
+    onnx.checker.check_model(emit(lower(paddle_like())))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as oir
 
+from graphopt.ir.infos import dim_name
 from graphopt.ir.shapes import infer_shapes
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ def _open_dims(model: Model) -> tuple[dict[str, bool], bool]:
     for value in model.graph.inputs:
         for axis, dim in enumerate(value.shape or ()):
             if isinstance(dim, oir.SymbolicDim):
-                if dim.value is None:
+                name = dim_name(dim)
+                if name is None:
                     unnamed = True
                 else:
-                    names[dim.value] = names.get(dim.value, True) and axis == 0
+                    names[name] = names.get(name, True) and axis == 0
     return names, unnamed
 
 

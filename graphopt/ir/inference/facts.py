@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as oir
 from onnx import numpy_helper
 
+from graphopt.ir.infos import dim_name
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -104,8 +106,8 @@ def from_value(value: oir.Value, symbols: Symbols) -> Fact:
         tuple(
             dim
             if isinstance(dim, int) and dim >= 0
-            else symbols.declare(dim.value)
-            if isinstance(dim, oir.SymbolicDim) and dim.value
+            else symbols.declare(name)
+            if (name := dim_name(dim)) is not None
             else symbols.unnamed()
             for dim in value.shape
         ),
