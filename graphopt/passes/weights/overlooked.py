@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from graphopt.ir import Model
 
 _WEIGHTS = frozenset({WeightRole.WEIGHT, WeightRole.RECURRENT_WEIGHT, WeightRole.TABLE})
-_MOVING = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity")
+_MOVING = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity", "Slice", "Concat")
+_SEEN_THROUGH = 6
+"""Nodes between a constant and what multiplies with it that are looked through."""
 
 
 def overlooked(
@@ -67,9 +69,24 @@ def _why(model: Model, value: oir.Value, *, is_hidden: bool, reads_moved: bool) 
     for node in value.consumers():
         if node.op_identifier() in model.functions:
             return f"function {node.op_type!r} reads it, and weights in functions stay"
-        if is_op(node, *_MOVING) and any(_is_weight(output) for output in node.outputs):
-            if reads_moved and not is_op(node, "Cast", "Unsqueeze", "Squeeze"):
+        if _leads_to_weight(node, _SEEN_THROUGH):
+            if reads_moved and is_op(node, "Transpose", "Reshape", "Identity"):
                 continue
             help_ = "" if is_op(node, "Cast") else "; fold-constants before it would help"
             return f"{node.op_type} stands between it and what multiplies with it{help_}"
     return ""
+
+
+def _leads_to_weight(node: oir.Node, depth: int) -> bool:
+    """Return whether *node* moves constants, and an operator reads them as a weight, further on."""
+    if not is_op(node, *_MOVING) or (is_op(node, "Concat") and not all(map(_is_moved, node.inputs))):
+        return False
+    return any(
+        _is_weight(output)
+        or (depth > 0 and any(_leads_to_weight(reader, depth - 1) for reader in output.consumers()))
+        for output in node.outputs
+    )
+
+
+def _is_moved(value: oir.Value | None) -> bool:
+    return value is not None and (constant_of(value) is not None or is_op(value.producer(), *_MOVING))
