@@ -247,7 +247,7 @@ def _reproducer_folder(out: Path, report: Path | None) -> Path:
 
 def _write_report(outcome: Outcome, folder: Path, registry: Registry | None) -> None:
     """Write all reports; a reporter of a plugin that fails is a warning."""
-    from graphopt.report import json, markdown
+    from graphopt.report import json, markdown, plans
 
     record: RunRecord = outcome.record
     reporters = {} if registry is None else registry.reporters
@@ -259,6 +259,7 @@ def _write_report(outcome: Outcome, folder: Path, registry: Registry | None) -> 
     try:
         json.write(record, folder)
         markdown.write(record, folder)
+        plans.write(record, folder)
     except GraphoptError as error:
         if outcome.error is None:
             outcome.error = error

@@ -8,6 +8,7 @@ fitted to what the original puts out there, on what the model computes with all 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path  # noqa: TC003 - pydantic resolves it
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
 
-_GOALS = ("macs_ratio", "params_ratio", "energy", "rank", "weight_ratio")
+_GOALS = ("macs_ratio", "params_ratio", "energy", "rank", "weight_ratio", "plan")
 
 
 class FactorizeLowrank(Pass):
@@ -61,6 +62,10 @@ class FactorizeLowrank(Pass):
             gt=0.0,
             le=1.0,
             description="cost of every single weight that remains, after / before (in (0, 1], or none)",
+        )
+        plan: Path | None = Field(
+            default=None,
+            description="plan.toml that says form and ranks of each weight, instead of the above (a path)",
         )
         allocation: Literal["automatic", "uniform"] = Field(
             default="automatic",

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from graphopt.ir.textfiles import write_whole
+from graphopt.report import plans
 from graphopt.report.recovery import recovery_of
 from graphopt.report.structure import fallback_lines, structure_lines
 from graphopt.report.units import (
@@ -116,6 +117,8 @@ def _steps(steps: Sequence[StepRecord]) -> Iterator[str]:
                 yield f"- and {rest} more for other reasons, in report.json"
             yield ""
         yield from _recovery(step)
+        if plan := plans.name_of(step):
+            yield from (f"`{_inline(step.name)}{{plan={plan}}}` repeats the choice, edited or not.", "")
 
 
 def _recovery(step: StepRecord) -> Iterator[str]:

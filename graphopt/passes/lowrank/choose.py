@@ -42,7 +42,7 @@ def by_rank(
     for candidate, splitter in zip(candidates, splitters, strict=True):
         fitting = ways_at(candidate, splitter, rules, rank)
         chosen.append(min(fitting, key=lambda way: way.loss) if fitting else None)
-    return _chosen(candidates, rules, chosen, _why_not_rank(asked, rank, rules))
+    return chosen_of(candidates, rules, chosen, _why_not_rank(asked, rank, rules))
 
 
 def _why_not_rank(asked: int, rank: int, rules: Rules) -> str:
@@ -59,7 +59,7 @@ def by_energy(
         fitting = [way for way in ways_of(candidate, splitter, rules) if 1.0 - way.loss >= energy]
         chosen.append(min(fitting, key=lambda way: (way.cost, way.loss)) if fitting else None)
     reason = f"no rank that pays (a gain of {rules.min_gain:g}) keeps {energy:g} of the output's energy"
-    return _chosen(candidates, rules, chosen, reason)
+    return chosen_of(candidates, rules, chosen, reason)
 
 
 def by_ratio(
@@ -75,7 +75,7 @@ def by_ratio(
                 cost = rules.cost(form, ranks, candidate.geometry)
                 ways.append(Way(form, ranks, cost, splitter.loss(form, ranks)))
         chosen.append(min(ways, key=lambda way: way.loss) if ways else None)
-    return _chosen(candidates, rules, chosen, "no rank that pays is cheap enough")
+    return chosen_of(candidates, rules, chosen, "no rank that pays is cheap enough")
 
 
 def uniform(
@@ -96,7 +96,7 @@ def uniform(
             min(ways_of(c, s, rules), key=lambda way: way.cost, default=None)
             for c, s in zip(candidates, splitters, strict=True)
         ]
-        best = _chosen(candidates, rules, ways, "no rank pays")
+        best = chosen_of(candidates, rules, ways, "no rank pays")
     return Chosen(best.ways, best.reasons, best.cost, best.cost <= budget)
 
 
@@ -117,14 +117,17 @@ def automatic(
         None if choice.value < 0 else ways[choice.value]
         for choice, ways in zip(found.chosen, offers, strict=True)
     ]
-    result = _chosen(candidates, rules, chosen, "the budget is met at less loss elsewhere")
+    result = chosen_of(candidates, rules, chosen, "the budget is met at less loss elsewhere")
     reasons = tuple(
         "no rank pays" if not ways else reason for ways, reason in zip(offers, result.reasons, strict=True)
     )
     return Chosen(result.ways, reasons, result.cost, found.met)
 
 
-def _chosen(candidates: Sequence[Candidate], rules: Rules, ways: Sequence[Way | None], reason: str) -> Chosen:
+def chosen_of(
+    candidates: Sequence[Candidate], rules: Rules, ways: Sequence[Way | None], reason: str
+) -> Chosen:
+    """Return *ways* as what was decided; *reason* is why the candidates without one are left as they are."""
     cost = sum(
         rules.full_cost(candidate.geometry) if way is None else way.cost
         for candidate, way in zip(candidates, ways, strict=True)

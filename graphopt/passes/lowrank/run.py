@@ -15,7 +15,7 @@ from graphopt.errors import DataError, GateFailed, OptionError
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.lowrank import candidates as pool
-from graphopt.passes.lowrank import choose, embedding, fit, measured, rewrite
+from graphopt.passes.lowrank import choose, embedding, fit, measured, plans, rewrite
 from graphopt.passes.lowrank.forms import Splitter
 from graphopt.recover.response import Response
 from graphopt.recover.walk import Walk
@@ -100,7 +100,7 @@ class Run:
         self.metrics = self._metrics(self.wide or samples, before.known_macs)
         splitters, means = self._take_apart()
         chosen = self._choose(splitters, before.known_macs, before.parameters)
-        if self.options.gain == "measured":
+        if self.options.gain == "measured" and self.options.plan is None:
             chosen = measured.keep_what_pays(
                 self.model,
                 self.numbers,
@@ -150,6 +150,8 @@ class Run:
             ],
             **done.extra,
         }
+        if any(chosen.ways):
+            extra["plan"] = plans.items_of(self.candidates, chosen)
         notes = list(dict.fromkeys([*self.notes, *done.notes]))
         if notes:
             extra["warnings"] = notes
@@ -231,6 +233,8 @@ class Run:
     def _choose(self, splitters: list[Splitter], macs: int, parameters: int) -> Chosen:
         options = self.options
         arguments = self.candidates, splitters, self.rules
+        if options.plan is not None:
+            return plans.by_plan(*arguments, options.plan)
         if options.rank is not None:
             return choose.by_rank(*arguments, options.rank)
         if options.weight_ratio is not None:

@@ -80,6 +80,12 @@ def read_decisions(path: Path, sizes: Mapping[str, int]) -> tuple[dict[str, int 
 
 def _decision(item: Mapping[str, Any], size: int, where: str) -> int | npt.NDArray[np.intp]:
     if "keep_units" in item:
+        if "keep" in item:
+            raise OptionError(
+                "it has both keep and keep_units",
+                where=where,
+                hint="keep_units says which units stay; without it keep says how many.",
+            )
         units = item["keep_units"]
         if (
             not isinstance(units, list)

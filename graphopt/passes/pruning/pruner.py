@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from graphopt.passes.pruning.obs import Obs
 from graphopt.passes.pruning.oracle import Verdict, claim_of, judge
 from graphopt.passes.pruning.plans import read_decisions
 from graphopt.passes.pruning.sensitivity import weighed
+from graphopt.passes.pruning.taken import Taken
 from graphopt.passes.pruning.timing import Timer, search
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Pruner:
         self.context = context
         self.seed = context.seed if options.seed is None else options.seed
         self.skipped: dict[tuple[str, str], None] = {}
-        self.removed: Counter[str] = Counter()
-        self.families: dict[str, dict[str, Any]] = {}
+        self.taken = Taken()
         self.verdicts: dict[str, list[Verdict]] = {"exact": [], "approximate": []}
         self.notes: dict[str, None] = {}
         self.compensated: dict[str, object] = {}
@@ -126,6 +125,7 @@ class Pruner:
             prepare(whole)
         anatomy = examine(whole, dims=self.context.dims, rules=self.context.channel_rules)
         chosen = self.select(anatomy)
+        self.taken.begin(anatomy, chosen)
         if self.options.plan is not None:
             cut = self.cut(whole, anatomy, self.planned(anatomy, chosen))
         elif not chosen:
@@ -142,7 +142,7 @@ class Pruner:
         self.model.forget_names()
         self.context.invalidate()
         self.now = cut.cost
-        self.note_cut(anatomy, kept)
+        self.taken.add(anatomy, kept)
         return True
 
     def recovered(self, whole: Model, anatomy: Anatomy, cut: _Cut) -> tuple[Model, Model, Kept]:
@@ -445,16 +445,6 @@ class Pruner:
                 return found
         return oracle_feeds(model, self.context.dims, self.seed, _FEEDS)
 
-    def note_cut(self, anatomy: Anatomy, kept: Kept) -> None:
-        """Take down what went, over all rounds."""
-        for name, units in kept.items():
-            family = anatomy.family(name)
-            self.removed[f"{family.kind}_removed"] += family.size - len(units)
-            known = self.families.setdefault(
-                name, {"name": name, "kind": family.kind, "units": family.size, "exact": family.exact}
-            )
-            known["kept"] = len(units)
-
     def report(self, first: Cost, last: Cost) -> Report:
         """Put everything together."""
         for note in self.notes:
@@ -462,7 +452,7 @@ class Pruner:
         extra: dict[str, object] = {
             "macs_ratio": _ratio(last.known_macs, first.known_macs),
             "params_ratio": _ratio(last.parameters, first.parameters),
-            "families": list(self.families.values()),
+            "families": list(self.taken.families.values()),
             "oracle": {
                 what: [verdict.record() for verdict in verdicts]
                 for what, verdicts in self.verdicts.items()
@@ -471,15 +461,18 @@ class Pruner:
             if self.options.oracle
             else "switched off",
         }
+        if plan := self.taken.plan():
+            extra["plan"] = plan
         if self.notes:
             extra["notes"] = list(self.notes)
         if self.time:
             extra["time"] = self.time
         if self.compensated:
             extra["recovery"] = self.compensated
-        counts = {"families_cut": len(self.families), **dict(self.removed)} if self.families else {}
+        families, removed = self.taken.families, self.taken.removed
+        counts = {"families_cut": len(families), **dict(removed)} if families else {}
         return Report(
-            changed=bool(self.families),
+            changed=bool(families),
             counts=counts,
             skipped=tuple(self.skipped),
             extra=extra,

@@ -182,6 +182,7 @@ def test_a_plan_says_which(tmp_path: Path) -> None:
         ("keep_units = [1, 1]", "once"),
         ("keep_units = [32]", "once"),
         ("keep_units = []", "once"),
+        ("keep_units = [1]\nkeep = 1", "both keep and keep_units"),
         ("keeps = 3", "no key 'keeps'"),
         ('keep = 3\n[[item]]\nfamily = "w9[0]"\nkeep = 3', r"no family 'w9\[0\]'"),
         ('keep = 3\n[[item]]\nfamily = "w1[0]"\nkeep = 3', "listed twice"),
