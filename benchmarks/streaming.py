@@ -42,6 +42,7 @@ OTHERS = (
     'sparsify-weights{pattern="n:m"}',
     "sparsify-weights{pattern=block}",
     "share-weights",
+    "factorize-lowrank{rank=256}",
 )
 """Passes whose memory has the limit of the stream, and whose time has none."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as oir
 
 from graphopt.ir.dead import remove_unread
@@ -26,16 +27,19 @@ def is_private(value: oir.Value) -> bool:
     return plain and len(value.uses()) == 1
 
 
-def replace_constant(model: Model, node: oir.Node, index: int, array: npt.NDArray[Any]) -> None:
-    """Let constant input *index* of *node* hold *array*; other readers of it keep what they had."""
+def replace_constant(
+    model: Model, node: oir.Node, index: int, content: npt.NDArray[Any] | oir.TensorProtocol
+) -> None:
+    """Let constant input *index* of *node* hold *content*; other readers of it keep what they had."""
     old, graph = node.inputs[index], node.graph
     assert old is not None
     assert graph is not None
     if is_private(old):
-        old.const_value = from_array(array, old.name or "")
-        old.shape = oir.Shape(array.shape)
+        tensor = from_array(content, old.name or "") if isinstance(content, np.ndarray) else content
+        old.const_value = tensor
+        old.shape = oir.Shape(tensor.shape.numpy())
         return
-    node.replace_input_with(index, add_initializer(model, graph, old.name or "constant", array))
+    node.replace_input_with(index, add_initializer(model, graph, old.name or "constant", content))
     remove_unread([old])
 
 

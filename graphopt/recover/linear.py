@@ -93,13 +93,13 @@ class Linear:
 
     def matrix(self, stored: npt.NDArray[Any]) -> Matrix:
         """Return what the operator would compute with as [m, d] if *stored* were its weight."""
-        matrix: Matrix = stored.astype(np.float64)
         if is_op(self.node, "Conv"):
-            return matrix.reshape(matrix.shape[0], -1)
+            return stored.astype(np.float64).reshape(stored.shape[0], -1)
+        turned = is_op(self.node, "MatMul") or not attribute(self.node, "transB", 0)
+        matrix: Matrix = np.array(stored.T if turned else stored, np.float64, order="C")
         if is_op(self.node, "Gemm"):
-            matrix = matrix if attribute(self.node, "transB", 0) else matrix.T
-            return np.ascontiguousarray(matrix) * float(attribute(self.node, "alpha", 1.0))
-        return np.ascontiguousarray(matrix.T)
+            matrix *= float(attribute(self.node, "alpha", 1.0))
+        return matrix
 
     def bias(self) -> Matrix:
         """Return the bias [m]; zeros where there is none."""
@@ -113,9 +113,30 @@ class Linear:
         bias = np.broadcast_to(array.astype(np.float64).reshape(-1), (self.shape[0],)).copy()
         return bias * attribute(self.node, "beta", 1.0) if is_op(self.node, "Gemm") else bias
 
-    def write(self, model: Model, weight: Matrix, bias: Matrix | None) -> None:
-        """Put *weight* [m, d] and, where given, *bias* [m] into the graph that the node stands in."""
-        self._write_weight(model, weight)
+    def stored(self, weight: Matrix) -> npt.NDArray[Any]:
+        """Return *weight* [m, d] in the layout and the type in which the node keeps its own."""
+        old = self.node.inputs[1]
+        assert old is not None
+        content: npt.NDArray[Any]
+        if is_op(self.node, "Conv"):
+            content = weight.reshape(weight.shape[0], -1, *_static_shape(old)[2:])
+        elif is_op(self.node, "Gemm"):
+            content = weight / attribute(self.node, "alpha", 1.0)
+            content = content if attribute(self.node, "transB", 0) else content.T
+        else:
+            content = weight.T
+        return np.ascontiguousarray(content.astype(_dtype_of(old)))
+
+    def write(self, model: Model, weight: Matrix | oir.TensorProtocol, bias: Matrix | None) -> None:
+        """Put *weight* and, where given, *bias* [m] into the graph that the node stands in.
+
+        Args:
+            model: The model of the node.
+            weight: [m, d], or a tensor of what :meth:`stored` gave.
+            bias: [m], None to leave it as it is.
+        """
+        content = self.stored(weight) if isinstance(weight, np.ndarray) else weight
+        replace_constant(model, self.node, 1, content)
         if bias is None:
             return
         if is_op(self.node, "MatMul"):
@@ -127,32 +148,15 @@ class Linear:
                 self.node.attributes.pop("beta")
                 beta = 1.0
             bias = bias / beta
-        self._replace(model, 2, _like(bias, input_at(self.node, 2)), "bias")
+        array = _like(bias, input_at(self.node, 2)).astype(_dtype_of(self.node.inputs[1]))
+        if input_at(self.node, 2) is None:
+            put_constant(model, self.node, 2, array, f"{self.node.name or self.output}_bias")
+        else:
+            replace_constant(model, self.node, 2, array)
 
     def _adder(self) -> tuple[oir.Node, int] | None:
         """Return the Add of a constant behind a MatMul, and the index of the constant."""
         return added_constant(self.node, self.shape[0]) if is_op(self.node, "MatMul") else None
-
-    def _write_weight(self, model: Model, weight: Matrix) -> None:
-        old = self.node.inputs[1]
-        assert old is not None
-        shape = _static_shape(old)
-        if is_op(self.node, "Conv"):
-            content = weight.reshape(weight.shape[0], -1, *shape[2:])
-        elif is_op(self.node, "Gemm"):
-            content = weight / attribute(self.node, "alpha", 1.0)
-            content = content if attribute(self.node, "transB", 0) else content.T
-        else:
-            content = weight.T
-        self._replace(model, 1, content, "weight")
-
-    def _replace(self, model: Model, index: int, content: npt.NDArray[Any], hint: str) -> None:
-        kind = _dtype_of(self.node.inputs[1])
-        array = np.ascontiguousarray(content.astype(kind))
-        if input_at(self.node, index) is None:
-            put_constant(model, self.node, index, array, f"{self.node.name or self.output}_{hint}")
-            return
-        replace_constant(model, self.node, index, array)
 
     def _write_added_bias(self, model: Model, bias: Matrix) -> None:
         kind = _dtype_of(self.node.inputs[1])

@@ -23,7 +23,7 @@ WHITENING_RIDGE = 1e-4
 """Relative ridge on the covariance (prototype's figure; the result changes little from 1e-6 to 1e-2)."""
 
 EXACT_LIMIT = 1024
-"""Smaller side of a matrix up to which all singular values are computed."""
+"""Smaller side of a matrix up to which its SVD is taken; see :func:`decompose`."""
 
 _METRIC_FLOOR = 1e-6
 """Least eigenvalue of a metric, over its largest one: no direction of the outputs counts for nothing."""
@@ -32,7 +32,31 @@ _LEAST_METRIC = 1e-30
 """That of an operator on which no output depends: it can be cut anywhere, and still comes back in full."""
 
 _OVERSAMPLING = 16
-_POWER_ITERATIONS = 3
+_POWER_ITERATIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Energies:
+    """What cuts of a weight lose, without the directions: one number a rank, however large the weight.
+
+    Attributes:
+        squares: [min(m, d)] squares of the singular values, falling; exact to rounding of the largest one.
+        total: Their sum.
+    """
+
+    squares: Matrix
+    total: float
+
+    def loss(self, rank: int) -> float:
+        """Return the share of the outputs' energy that a cut at *rank* loses, in [0, 1]."""
+        if rank >= len(self.squares) or self.total <= 0.0:
+            return 0.0
+        return float(np.clip(1.0 - np.sum(self.squares[:rank]) / self.total, 0.0, 1.0))
+
+    def rank_for(self, energy: float) -> int:
+        """Return the smallest rank that keeps *energy*, in (0, 1], of the outputs; 1 at least."""
+        ranks = range(1, len(self.squares) + 1)
+        return next((rank for rank in ranks if 1.0 - self.loss(rank) >= energy), len(self.squares))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +66,81 @@ class Spectrum:
     Attributes:
         outer: [m, r] directions of the outputs, orthonormal in the metric.
         inner: [r, d]; the weight is ``outer @ inner`` where all ranks are kept.
-        values: [r] singular values, falling; the loss of a cut is the sum of the squares behind it.
-        total: Sum of all squares, also of those that were not computed.
+        values: [r] singular values, falling.
         notes: What was not as it should be.
     """
 
     outer: Matrix
     inner: Matrix
     values: Matrix
-    total: float
     notes: tuple[str, ...] = ()
 
     def cut(self, rank: int) -> tuple[Matrix, Matrix]:
         """Return [m, rank] and [rank, d] whose product stands for the weight."""
         return self.outer[:, :rank].copy(), self.inner[:rank].copy()
 
-    def loss(self, rank: int) -> float:
-        """Return the share of the outputs' energy that a cut at *rank* loses, in [0, 1]."""
-        if self.total <= 0.0:
-            return 0.0
-        if rank >= len(self.values) and len(self.values) == min(self.outer.shape[0], self.inner.shape[1]):
-            return 0.0
-        return float(np.clip(1.0 - np.sum(self.values[:rank] ** 2) / self.total, 0.0, 1.0))
 
-    def rank_for(self, energy: float) -> int:
-        """Return the smallest rank that keeps *energy*, in (0, 1], of the outputs; 1 at least."""
-        for rank in range(1, len(self.values) + 1):
-            if 1.0 - self.loss(rank) >= energy:
-                return rank
-        return len(self.values)
+class Weighed:
+    """A weight as the energy of its outputs sees it: ``M^(1/2) W L``.
+
+    Args:
+        weight: As all others, see :func:`decompose`.
+        covariance: Likewise.
+        metric: Likewise.
+        count: Likewise.
+        stage: Likewise.
+        ridge: Likewise.
+
+    Attributes:
+        weight: [m, d] as it is, in float64.
+        unit: The norm of the metric; what follows is in a unit in which it is one.
+        weighed: [m, d] ``M^(1/2) W``.
+        seen: [m, d] ``M^(1/2) W L``.
+        inverse: [m, m] ``M^(-1/2)``, None where there is no metric.
+        notes: What was not as it should be.
+    """
+
+    def __init__(
+        self,
+        weight: Matrix,
+        covariance: Matrix | None = None,
+        *,
+        metric: Matrix | None = None,
+        count: int = 0,
+        stage: str = "",
+        ridge: float = WHITENING_RIDGE,
+    ) -> None:
+        self.weight = weight.astype(np.float64, copy=False)
+        whitener: Matrix | None = None
+        self.notes: tuple[str, ...] = ()
+        if covariance is not None and not np.isfinite(covariance).all():
+            self.notes, covariance = (f"{stage}: activations are not finite; plain SVD instead",), None
+        if covariance is not None:
+            regular = regularise(covariance, max(count, 1), ridge, stage)
+            self.notes = regular.notes
+            whitener = np.linalg.cholesky(regular.matrix)
+        root: Matrix | None = None
+        self.inverse: Matrix | None = None
+        self.unit = 1.0
+        if metric is not None:
+            root, self.inverse, self.unit = _roots(metric)
+        self.weighed = self.weight if root is None else root @ self.weight
+        self.seen = self.weighed if whitener is None else self.weighed @ whitener
+
+    def gram(self) -> Matrix:
+        """Return the smaller Gram matrix of what is seen, [min(m, d), min(m, d)], for :func:`energies`."""
+        gram = _smaller_gram(self.seen)
+        if self.unit != 1.0:
+            gram *= self.unit
+        return gram
+
+    def directions(self) -> Matrix:
+        """Return the directions of the outputs, [m, min(m, d)], leading ones first.
+
+        Orthonormal in the metric; those of singular values under 1e-8 of the largest are arbitrary.
+        """
+        outer = _by_gram(self.seen)[0]
+        return outer if self.inverse is None else self.inverse @ outer
 
 
 def decompose(
@@ -86,6 +156,10 @@ def decompose(
 ) -> Spectrum:
     """Take *weight* apart.
 
+    Where both sides exceed :data:`EXACT_LIMIT` the SVD makes room for what needs less of time and memory: the
+    eigenvectors of the smaller Gram matrix, or, where few singular values are needed, a randomised range
+    finder, whose cut may lose a hundredth more than the best one.
+
     Args:
         weight: [m, d], finite.
         covariance: [d, d] of the rows that it is multiplied with; without it all directions count the same.
@@ -94,31 +168,31 @@ def decompose(
         stage: How notes name the place.
         ridge: Relative ridge on the covariance.
         largest_rank: No more singular values are needed.
-        seed: For the randomised form, which takes over where both sides exceed :data:`EXACT_LIMIT` and few
-            singular values are needed.
+        seed: For the randomised form.
     """
-    weight = weight.astype(np.float64)
-    whitener: Matrix | None = None
-    notes: tuple[str, ...] = ()
-    if covariance is not None and not np.isfinite(covariance).all():
-        notes, covariance = (f"{stage}: activations are not finite; plain SVD instead",), None
-    if covariance is not None:
-        regular = regularise(covariance, max(count, 1), ridge, stage)
-        notes = regular.notes
-        whitener = np.linalg.cholesky(regular.matrix)
-    root, inverse, unit = (None, None, 1.0) if metric is None else _roots(metric)
-    weighed = weight if root is None else root @ weight
-    seen = weighed if whitener is None else weighed @ whitener
+    space = Weighed(weight, covariance, metric=metric, count=count, stage=stage, ridge=ridge)
+    seen = space.seen
     smaller = min(seen.shape)
     wanted = smaller if largest_rank is None else min(largest_rank, smaller)
-    if smaller > EXACT_LIMIT and wanted + _OVERSAMPLING < smaller // 2:
-        outer, values = _randomised(seen, wanted, seed)
-    else:
+    samples = wanted + max(_OVERSAMPLING, wanted // 4)
+    if smaller <= EXACT_LIMIT:
         outer, values = _left_singular(seen)
-    inner = outer.T @ weighed
-    if inverse is not None:
-        outer = inverse @ outer
-    return Spectrum(outer, inner, values * np.sqrt(unit), unit * float(np.sum(seen * seen)), notes)
+    elif samples < smaller // 4:
+        outer, values = _randomised(seen, wanted, samples, seed)
+    else:
+        outer, values = _by_gram(seen)
+    inner = outer.T @ space.weighed
+    if space.inverse is not None:
+        outer = space.inverse @ outer
+    return Spectrum(outer, inner, values * np.sqrt(space.unit), space.notes)
+
+
+def energies(gram: Matrix) -> Energies:
+    """Return what cuts lose, from what :meth:`Weighed.gram` gave: the weight need not be there any more."""
+    if not np.isfinite(gram).all():  # squares that no float64 can hold: as if nothing could be kept
+        return Energies(np.zeros(len(gram)), np.inf)
+    squares = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
+    return Energies(squares, float(np.trace(gram)))
 
 
 def _roots(metric: Matrix) -> tuple[Matrix, Matrix, float]:
@@ -140,18 +214,34 @@ def _left_singular(matrix: Matrix) -> tuple[Matrix, Matrix]:
     except np.linalg.LinAlgError:
         # The iteration of the SVD may fail to converge; the symmetric one behind eigh does so far less often,
         # and on data that are finite and scaled practically never.
-        scale = float(np.abs(matrix).max()) or 1.0
-        squares, vectors = np.linalg.eigh((matrix / scale) @ (matrix / scale).T)
-        keep = min(matrix.shape)
-        outer = vectors[:, ::-1][:, :keep]
-        values = scale * np.sqrt(np.maximum(squares[::-1][:keep], 0.0))
+        outer, values = _by_gram(matrix)
     return outer, values
 
 
-def _randomised(matrix: Matrix, rank: int, seed: int) -> tuple[Matrix, Matrix]:
+def _smaller_gram(matrix: Matrix) -> Matrix:
+    rows, columns = matrix.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        return matrix @ matrix.T if rows <= columns else matrix.T @ matrix
+
+
+def _by_gram(matrix: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the left singular vectors and values from the eigenvectors of the smaller Gram matrix."""
+    scale = max(float(np.max(matrix)), -float(np.min(matrix))) or 1.0
+    if 1e-100 < scale < 1e100:
+        scale = 1.0  # squares are in range; a copy would cost as much memory as the weight
+    else:
+        matrix = matrix / scale
+    squares, vectors = np.linalg.eigh(_smaller_gram(matrix))
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    if matrix.shape[0] > matrix.shape[1]:
+        vectors, _ = np.linalg.qr(matrix @ vectors)
+    return vectors, scale * np.sqrt(np.maximum(squares, 0.0))
+
+
+def _randomised(matrix: Matrix, rank: int, samples: int, seed: int) -> tuple[Matrix, Matrix]:
     """Return the leading left singular vectors and values (Halko, Martinsson and Tropp 2011, 4.4 and 5.1)."""
     generator = np.random.default_rng(seed)
-    basis = matrix @ generator.standard_normal((matrix.shape[1], rank + _OVERSAMPLING))
+    basis = matrix @ generator.standard_normal((matrix.shape[1], samples))
     for _ in range(_POWER_ITERATIONS):
         basis, _ = np.linalg.qr(basis)
         basis, _ = np.linalg.qr(matrix.T @ basis)

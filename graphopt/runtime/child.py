@@ -130,7 +130,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=self._folder,
-                env=_environment(),
+                env=_environment(self._folder),
                 # Ctrl-C goes to this process alone, which then ends the child in its own way.
                 start_new_session=True,
             )
@@ -208,10 +208,14 @@ class _Child:
         return error
 
 
-def _environment() -> dict[str, str]:
-    """Return our environment with the module path of this interpreter, however it came about."""
+def _environment(folder: Path) -> dict[str, str]:
+    """Return our environment with the module path of this interpreter, however it came about.
+
+    Temporary files go into *folder*: the child leaves without cleaning up, or is killed.
+    """
     path = [str(Path(entry or ".").absolute()) for entry in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    more = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
+    return os.environ | more
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from graphopt.errors import DataError
 from graphopt.recover.feedback import output_error, round_with_feedback
 from graphopt.recover.grouped import GroupedMoments
-from graphopt.recover.lowrank import decompose
+from graphopt.recover.lowrank import Weighed, decompose, energies
 from graphopt.recover.moments import Moments
 from graphopt.recover.selection import Problem, trajectory
 from graphopt.recover.solve import refit_bias, regularise, solve, solve_groups
@@ -538,10 +538,10 @@ def test_feedback_without_data_is_rounding_to_nearest() -> None:
 def test_full_rank_is_exact(shape: tuple[int, int], white: bool) -> None:
     weight = np.random.default_rng(0).normal(size=shape)
     x, _ = data(rows=shape[1])
-    got = decompose(weight, np.cov(x.T, bias=True) if white else None, count=len(x))
-    outer, inner = got.cut(min(shape))
+    covariance = np.cov(x.T, bias=True) if white else None
+    outer, inner = decompose(weight, covariance, count=len(x)).cut(min(shape))
     np.testing.assert_allclose(outer @ inner, weight, atol=1e-10)
-    assert got.loss(min(shape)) == 0.0
+    assert energies(Weighed(weight, covariance, count=len(x)).gram()).loss(min(shape)) == 0.0
 
 
 def test_plain_low_rank_is_the_truncated_svd() -> None:
@@ -549,7 +549,10 @@ def test_plain_low_rank_is_the_truncated_svd() -> None:
     outer, inner = decompose(weight).cut(3)
     u, s, v = np.linalg.svd(weight, full_matrices=False)
     np.testing.assert_allclose(outer @ inner, (u[:, :3] * s[:3]) @ v[:3], atol=1e-10)
-    assert decompose(weight).loss(3) == pytest.approx(1 - np.sum(s[:3] ** 2) / np.sum(s**2))
+    for given in (weight, weight.T):
+        got = energies(Weighed(given).gram())
+        np.testing.assert_allclose(got.squares, s**2, rtol=1e-10)
+        assert got.loss(3) == pytest.approx(1 - np.sum(s[:3] ** 2) / np.sum(s**2))
 
 
 def test_whitened_low_rank_is_optimal_for_the_outputs() -> None:
@@ -557,22 +560,25 @@ def test_whitened_low_rank_is_optimal_for_the_outputs() -> None:
     x, _ = data(rows=15, count=600)
     weight = np.random.default_rng(2).normal(size=(8, 15))
     centred = x - x.mean(axis=0)
-    spectrum = decompose(weight, np.cov(x.T, bias=True), count=len(x), ridge=1e-9)
+    seen = weight, np.cov(x.T, bias=True)
+    spectrum = decompose(*seen, count=len(x), ridge=1e-9)
+    loss = energies(Weighed(*seen, count=len(x), ridge=1e-9).gram()).loss
     values = np.linalg.svd(centred @ weight.T, compute_uv=False)
     for rank in (1, 3, 6):
         outer, inner = spectrum.cut(rank)
         error = np.sum((centred @ (outer @ inner - weight).T) ** 2)
         assert error == pytest.approx(np.sum(values[rank:] ** 2), rel=1e-5)
-        assert spectrum.loss(rank) == pytest.approx(np.sum(values[rank:] ** 2) / np.sum(values**2), rel=1e-5)
+        assert loss(rank) == pytest.approx(np.sum(values[rank:] ** 2) / np.sum(values**2), rel=1e-5)
         plain = decompose(weight).cut(rank)
         assert error < np.sum((centred @ (plain[0] @ plain[1] - weight).T) ** 2)
 
 
 def test_the_rank_for_an_energy() -> None:
     weight = np.diag([4.0, 2.0, 1.0, 0.0])
-    got = decompose(weight)
+    got = energies(Weighed(weight).gram())
     assert [got.rank_for(energy) for energy in (0.5, 16 / 21, 0.9, 20 / 21, 0.99, 1.0)] == [1, 1, 2, 2, 3, 3]
-    assert decompose(np.zeros((3, 3))).rank_for(1.0) == 1
+    assert energies(np.zeros((3, 3))).rank_for(1.0) == 1
+    assert energies(np.full((3, 3), np.inf)).rank_for(0.9) == 3
 
 
 def test_the_randomised_form_finds_the_leading_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,14 +589,50 @@ def test_the_randomised_form_finds_the_leading_values(monkeypatch: pytest.Monkey
     right, _ = np.linalg.qr(generator.normal(size=(150, 120)))
     weight = (left * 0.8 ** np.arange(120)) @ right.T
     monkeypatch.setattr(lowrank, "EXACT_LIMIT", 64)
-    got = decompose(weight, largest_rank=20)
-    assert len(got.values) == 20
-    np.testing.assert_allclose(got.values, 0.8 ** np.arange(20), rtol=1e-6)
-    outer, inner = got.cut(20)
-    exact = np.sum(0.8 ** (2 * np.arange(20, 120)))
+    got = decompose(weight, largest_rank=10)
+    assert len(got.values) == 10
+    np.testing.assert_allclose(got.values, 0.8 ** np.arange(10), rtol=1e-6)
+    outer, inner = got.cut(10)
+    exact = np.sum(0.8 ** (2 * np.arange(10, 120)))
     assert np.sum((outer @ inner - weight) ** 2) == pytest.approx(exact, rel=1e-3)
-    again = decompose(weight, largest_rank=20)
+    again = decompose(weight, largest_rank=10)
     np.testing.assert_array_equal(got.inner, again.inner)
+
+
+@pytest.mark.parametrize("rank", [16, 80])
+def test_where_nothing_stands_out_the_randomised_form_loses_a_hundredth_more(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    from graphopt.recover import lowrank
+
+    weight = np.random.default_rng(5).normal(size=(500, 420))
+    best = np.sum(np.linalg.svd(weight, compute_uv=False)[rank:] ** 2)
+    monkeypatch.setattr(lowrank, "EXACT_LIMIT", 64)
+    got = decompose(weight, largest_rank=rank)
+    assert len(got.values) == rank
+    outer, inner = got.cut(rank)
+    assert best < np.sum((outer @ inner - weight) ** 2) < 1.01 * best
+
+
+@pytest.mark.parametrize("shape", [(90, 110), (110, 90)])
+@pytest.mark.parametrize("white", [False, True])
+def test_large_weights_are_cut_as_small_ones_are(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], white: bool
+) -> None:
+    from graphopt.recover import lowrank
+
+    generator = np.random.default_rng(6)
+    weight = generator.normal(size=shape)
+    covariance = np.cov(generator.normal(size=(shape[1], 2000)) * 5) if white else None
+    small = decompose(weight, covariance, count=2000)
+    monkeypatch.setattr(lowrank, "EXACT_LIMIT", 64)
+    large = decompose(weight, covariance, count=2000)
+    np.testing.assert_allclose(large.values, small.values, rtol=1e-9)
+    for rank in (1, 40, 90):
+        one, two = (outer @ inner for outer, inner in (small.cut(rank), large.cut(rank)))
+        np.testing.assert_allclose(one, two, atol=1e-9)
+    found = Weighed(weight, covariance, count=2000).directions()[:, :40]
+    np.testing.assert_allclose(found @ found.T @ small.outer[:, :40], small.outer[:, :40], atol=1e-9)
 
 
 def test_low_rank_with_bad_covariances() -> None:
@@ -617,7 +659,8 @@ def test_factors_are_of_one_size_whatever_unit_the_metric_has(size: float) -> No
     if size:
         unit = decompose(weight, metric=metric / size)
         np.testing.assert_allclose(outer @ inner, np.matmul(*unit.cut(4)), atol=1e-9)
-        assert got.total == pytest.approx(unit.total * size)
+        total = energies(Weighed(weight, metric=metric).gram()).total
+        assert total == pytest.approx(np.trace(metric @ weight @ weight.T))
         np.testing.assert_allclose(got.values, unit.values * np.sqrt(size))
 
 

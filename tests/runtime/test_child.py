@@ -106,6 +106,12 @@ def private_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
+def test_temporary_files_of_a_child_go_with_it() -> None:
+    left = Path(run_in_child("tempfile:mkdtemp"))
+    assert not left.exists()
+    assert left.parent.name.startswith("graphopt-job-")
+
+
 def test_values_of_every_kind_come_back() -> None:
     value = {
         "plain": [None, True, 3, 0.1, float("inf"), "text", b"\x00\xff"],

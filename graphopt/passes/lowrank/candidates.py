@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.ir.rewrite import input_at, is_op, is_overridable
+from graphopt.ir.rewrite import attribute, input_at, is_op, is_overridable
+from graphopt.ir.stream import is_finite
+from graphopt.ir.tensors import constant_of
 from graphopt.passes.lowrank import forms
-from graphopt.passes.lowrank.forms import Geometry, Splitter
+from graphopt.passes.lowrank.forms import Geometry
 from graphopt.recover.linear import Linear, linear_of
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from graphopt.ir.model import Model
     from graphopt.ir.shapes import Shapes
     from graphopt.passes.lowrank.forms import Form
+    from graphopt.passes.lowrank.prospects import Prospect
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class Rules:
     min_gain: float
     of_parameters: bool
     keep: tuple[str, ...]
+
+    def rounded(self, rank: int) -> int:
+        """Return *rank*, rounded up to the alignment."""
+        return -(-rank // self.round_to) * self.round_to
 
     def cost(self, form: Form, ranks: tuple[int, ...], geometry: Geometry) -> int:
         """Return what counts of *form* at *ranks*."""
@@ -121,7 +128,9 @@ def _refused(linear: Linear, rules: Rules) -> str:
         return "others read its weight"
     if weight.is_graph_output():
         return "its weight is an output of the model"
-    if not np.isfinite(linear.weight()).all():
+    tensor = constant_of(weight)
+    assert tensor is not None
+    if not is_finite(tensor) or not math.isfinite(attribute(linear.node, "alpha", 1.0)):
         return "its weight holds NaN or infinity"
     return ""
 
@@ -194,8 +203,8 @@ class Way:
     loss: float
 
 
-def ways_of(candidate: Candidate, splitter: Splitter, rules: Rules, *, few: int = 24) -> list[Way]:
-    """Return the ways to write *candidate*; of forms whose losses are dear to compute at most *few* ranks."""
+def ways_of(candidate: Candidate, prospect: Prospect, rules: Rules, *, few: int = 24) -> list[Way]:
+    """Return the ways to write *candidate*; of forms but thin at most *few* ranks."""
     ways = []
     for form in candidate.forms:
         ranks = list(ranks_of(candidate, form, rules))
@@ -203,21 +212,29 @@ def ways_of(candidate: Candidate, splitter: Splitter, rules: Rules, *, few: int 
             ranks = _thinned(ranks, few)
         for each in ranks:
             cost = rules.cost(form, each, candidate.geometry)
-            ways.append(Way(form, each, cost, splitter.loss(form, each)))
+            ways.append(Way(form, each, cost, prospect.loss(form, each)))
     return ways
 
 
-def ways_at(candidate: Candidate, splitter: Splitter, rules: Rules, rank: int) -> list[Way]:
-    """Return the ways to write *candidate* at one rank; of two ranks (tucker) none exceeds its full one."""
+def ranks_at(candidate: Candidate, rules: Rules, rank: int) -> dict[Form, tuple[int, ...]]:
+    """Return the forms that are worth it at one rank; of two ranks (tucker) none exceeds its full one."""
     geometry = candidate.geometry
-    ways = []
+    found = {}
     for form in candidate.forms:
         full = forms.full_ranks(form, geometry)
         ranks = tuple(min(rank, one) for one in full)
         cost = rules.cost(form, ranks, geometry)
         if rank <= max(full) and cost * rules.min_gain <= rules.full_cost(geometry):
-            ways.append(Way(form, ranks, cost, splitter.loss(form, ranks)))
-    return ways
+            found[form] = ranks
+    return found
+
+
+def ways_at(candidate: Candidate, prospect: Prospect, rules: Rules, rank: int) -> list[Way]:
+    """Return the ways to write *candidate* at one rank."""
+    return [
+        Way(form, ranks, rules.cost(form, ranks, candidate.geometry), prospect.loss(form, ranks))
+        for form, ranks in ranks_at(candidate, rules, rank).items()
+    ]
 
 
 def _thinned(items: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:

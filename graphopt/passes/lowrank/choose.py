@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graphopt.passes.lowrank.candidates import Candidate, Rules
-    from graphopt.passes.lowrank.forms import Splitter
+    from graphopt.passes.lowrank.prospects import Prospect
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Chosen:
 
 
 def by_rank(
-    candidates: Sequence[Candidate], splitters: Sequence[Splitter], rules: Rules, rank: int
+    candidates: Sequence[Candidate], prospects: Sequence[Prospect], rules: Rules, rank: int
 ) -> Chosen:
     """Give every weight the same *rank*, rounded up to the alignment."""
-    asked, rank = rank, -(-rank // rules.round_to) * rules.round_to
+    asked, rank = rank, rules.rounded(rank)
     chosen = []
-    for candidate, splitter in zip(candidates, splitters, strict=True):
-        fitting = ways_at(candidate, splitter, rules, rank)
+    for candidate, prospect in zip(candidates, prospects, strict=True):
+        fitting = ways_at(candidate, prospect, rules, rank)
         chosen.append(min(fitting, key=lambda way: way.loss) if fitting else None)
     return chosen_of(candidates, rules, chosen, _why_not_rank(asked, rank, rules))
 
@@ -51,60 +51,60 @@ def _why_not_rank(asked: int, rank: int, rules: Rules) -> str:
 
 
 def by_energy(
-    candidates: Sequence[Candidate], splitters: Sequence[Splitter], rules: Rules, energy: float
+    candidates: Sequence[Candidate], prospects: Sequence[Prospect], rules: Rules, energy: float
 ) -> Chosen:
     """Give every weight the cheapest way that keeps *energy* of its output."""
     chosen = []
-    for candidate, splitter in zip(candidates, splitters, strict=True):
-        fitting = [way for way in ways_of(candidate, splitter, rules) if 1.0 - way.loss >= energy]
+    for candidate, prospect in zip(candidates, prospects, strict=True):
+        fitting = [way for way in ways_of(candidate, prospect, rules) if 1.0 - way.loss >= energy]
         chosen.append(min(fitting, key=lambda way: (way.cost, way.loss)) if fitting else None)
     reason = f"no rank that pays (a gain of {rules.min_gain:g}) keeps {energy:g} of the output's energy"
     return chosen_of(candidates, rules, chosen, reason)
 
 
 def by_ratio(
-    candidates: Sequence[Candidate], splitters: Sequence[Splitter], rules: Rules, ratio: float
+    candidates: Sequence[Candidate], prospects: Sequence[Prospect], rules: Rules, ratio: float
 ) -> Chosen:
     """Give every weight the best way that costs at most *ratio* of what it costs now."""
     chosen = []
-    for candidate, splitter in zip(candidates, splitters, strict=True):
+    for candidate, prospect in zip(candidates, prospects, strict=True):
         ways = []
         for form in candidate.forms:
             ranks = uniform_ranks(candidate, form, rules, ratio)
             if ranks is not None:
                 cost = rules.cost(form, ranks, candidate.geometry)
-                ways.append(Way(form, ranks, cost, splitter.loss(form, ranks)))
+                ways.append(Way(form, ranks, cost, prospect.loss(form, ranks)))
         chosen.append(min(ways, key=lambda way: way.loss) if ways else None)
     return chosen_of(candidates, rules, chosen, "no rank that pays is cheap enough")
 
 
 def uniform(
-    candidates: Sequence[Candidate], splitters: Sequence[Splitter], rules: Rules, budget: int
+    candidates: Sequence[Candidate], prospects: Sequence[Prospect], rules: Rules, budget: int
 ) -> Chosen:
     """Find the largest common ratio at which all weights together stay within *budget*, by bisection."""
     low, high = 0.0, 1.0
     best: Chosen | None = None
     for _ in range(20):
         middle = (low + high) / 2
-        tried = by_ratio(candidates, splitters, rules, middle)
+        tried = by_ratio(candidates, prospects, rules, middle)
         if tried.cost <= budget:
             best, low = tried, middle
         else:
             high = middle
     if best is None:
         ways = [
-            min(ways_of(c, s, rules), key=lambda way: way.cost, default=None)
-            for c, s in zip(candidates, splitters, strict=True)
+            min(ways_of(c, p, rules), key=lambda way: way.cost, default=None)
+            for c, p in zip(candidates, prospects, strict=True)
         ]
         best = chosen_of(candidates, rules, ways, "no rank pays")
     return Chosen(best.ways, best.reasons, best.cost, best.cost <= budget)
 
 
 def automatic(
-    candidates: Sequence[Candidate], splitters: Sequence[Splitter], rules: Rules, budget: int
+    candidates: Sequence[Candidate], prospects: Sequence[Prospect], rules: Rules, budget: int
 ) -> Chosen:
     """Share *budget* so that the sum of the losses is least."""
-    offers = [ways_of(c, s, rules) for c, s in zip(candidates, splitters, strict=True)]
+    offers = [ways_of(c, p, rules) for c, p in zip(candidates, prospects, strict=True)]
     items = [
         [
             Choice(rules.full_cost(candidate.geometry), 0.0, -1),

@@ -8,36 +8,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphopt.passes.lowrank.forms import Factors, Splitter
+from graphopt.passes.lowrank import rewrite
+from graphopt.passes.lowrank.forms import Evidence, Factors, Splitter
 from graphopt.recover.solve import Solution, refit_bias, solve, solve_groups
 from graphopt.recover.walk import StageReport, Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from graphopt.ir.spill import Spill
     from graphopt.passes.lowrank.candidates import Candidate, Way
+    from graphopt.passes.lowrank.rewrite import Fitted
     from graphopt.recover.linear import Linear
     from graphopt.recover.moments import Matrix, Moments
 
 _LAST_RIDGE = 1e-4
 """Little: the features are few, and as many rows as for the whole weight stand behind them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """What takes the place of one weight.
-
-    Attributes:
-        linear: The operator.
-        factors: The factors; None where the weight stays whole.
-        weight: [m, d] the whole weight, where it stays.
-        bias: [m], or None where the bias stays as it is.
-    """
-
-    linear: Linear
-    factors: Factors | None
-    weight: Matrix | None
-    bias: Matrix | None
 
 
 @dataclass(slots=True)
@@ -60,30 +46,37 @@ class Fit:
 def plain(
     candidates: Sequence[Candidate],
     ways: Sequence[Way | None],
-    splitters: Sequence[Splitter],
+    split: Callable[[Candidate], Splitter],
     means: Mapping[str, Matrix],
+    spill: Spill,
 ) -> Fit:
-    """Cut every weight by itself.
+    """Cut every weight by itself, one after the other.
 
     Args:
         candidates: The operators.
         ways: How each is written.
-        splitters: Their weights taken apart, whitened where there are data.
+        split: Reads the weight of one, to be cut in the space of its outputs where there are data.
         means: Mean row by output of the operator; where one is given the bias keeps the mean of the output.
+        spill: Where the factors of weights in files wait.
     """
     fit = Fit()
-    for candidate, way, splitter in zip(candidates, ways, splitters, strict=True):
-        if way is None:
-            continue
-        linear = candidate.linear
-        factors = splitter.cut(way.form, way.ranks)
-        mean = means.get(linear.output)
-        bias = None
-        if mean is not None and np.isfinite(mean).all() and may_have_bias(linear):
-            bias = linear.bias() + (splitter.weight - factors.product) @ mean
-        fit.fitted.append(Fitted(linear, factors, None, bias))
-        fit.notes += splitter.notes
+    for candidate, way in zip(candidates, ways, strict=True):
+        if way is not None:
+            fitted, notes = _cut_alone(split(candidate), candidate.linear, way, means, spill)
+            fit.fitted.append(fitted)
+            fit.notes += notes
     return fit
+
+
+def _cut_alone(
+    splitter: Splitter, linear: Linear, way: Way, means: Mapping[str, Matrix], spill: Spill
+) -> tuple[Fitted, list[str]]:
+    factors = splitter.cut(way.form, way.ranks)
+    mean = means.get(linear.output)
+    bias = None
+    if mean is not None and np.isfinite(mean).all() and may_have_bias(linear):
+        bias = linear.bias() + (splitter.weight - factors.product) @ mean
+    return rewrite.factorised(linear, factors, bias, spill), splitter.notes
 
 
 def may_have_bias(linear: Linear) -> bool:
@@ -95,6 +88,7 @@ def compensated(
     walk: Walk,
     candidates: Sequence[Candidate],
     ways: Sequence[Way | None],
+    spill: Spill,
     *,
     ridge: float,
     own_stream: bool,
@@ -109,6 +103,7 @@ def compensated(
         walk: The walk over the model.
         candidates: The operators.
         ways: How each is written.
+        spill: Where what is made of weights in files waits.
         ridge: Relative ridge of the solves.
         own_stream: Fit each weight to its own outputs on the original's activations instead.
         whiten: Cut in the space of the outputs.
@@ -148,7 +143,11 @@ def compensated(
         new_bias = solution.bias if free else None
         if not own_stream:
             walk.write(stage, solution.weight, new_bias)
-        fit.fitted.append(Fitted(linear, factors, None if factors else solution.weight, new_bias))
+        fit.fitted.append(
+            rewrite.whole(linear, solution.weight, new_bias, spill)
+            if factors is None
+            else rewrite.factorised(linear, factors, new_bias, spill)
+        )
         fit.notes += solution.notes
         rows = sum(one.count for one in moments)
         fit.stages.append(
@@ -177,9 +176,8 @@ def _cut(
     solution = solve(moments, weight, bias, stage=where, ridge=ridge)
     usable = moments.is_finite and moments.count > 0
     covariance = moments.covariance if usable and whiten else None
-    splitter = Splitter(
-        solution.weight, candidate.geometry, covariance, metric=metric, count=moments.count, stage=where
-    )
+    evidence = Evidence.of(covariance, metric, count=moments.count, stage=where)
+    splitter = Splitter(solution.weight, candidate.geometry, evidence)
     factors = splitter.cut(way.form, way.ranks)
     notes = (*solution.notes, *splitter.notes)
     if not usable:

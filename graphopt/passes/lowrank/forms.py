@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from graphopt.recover.lowrank import Spectrum, decompose
+from graphopt.recover.lowrank import Weighed, decompose
 
 if TYPE_CHECKING:
     from graphopt.recover.linear import Linear
     from graphopt.recover.moments import Matrix
 
 Form = Literal["thin", "spatial", "tucker"]
+
+FEATURE_RIDGE = 1e-9
+"""Relative ridge on the second moments of features, which are few and chosen to be of use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,98 +144,103 @@ def full_ranks(form: Form, geometry: Geometry) -> tuple[int, ...]:
     return min(c, m * geometry.taps), min(m, c * geometry.taps)
 
 
+def halved(weight: Matrix, geometry: Geometry) -> Matrix:
+    """Return *weight* [m, C kh kw] as [C kh, m kw]: what a spatial pair is the product of."""
+    g, (height, width) = geometry, geometry.kernel
+    tensor = weight.reshape(g.outputs, g.inputs, height, width)
+    return tensor.transpose(1, 2, 0, 3).reshape(g.inputs * height, g.outputs * width)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of the rows and the outputs of one operator.
+
+    Attributes:
+        covariance: [d, d] of the rows; None where there are no data.
+        metric: [m, m] of what errors of the outputs cost, None for the same for all. With it losses are in
+            the unit of the metric, without it shares of the energy of the outputs.
+        count: Rows that the covariance was measured on.
+        stage: How notes name the place.
+        notes: What was not as it should be.
+    """
+
+    covariance: Matrix | None = None
+    metric: Matrix | None = None
+    count: int = 0
+    stage: str = ""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, covariance: Matrix | None, metric: Matrix | None = None, *, count: int = 0, stage: str = ""
+    ) -> Self:
+        """Return the evidence, without a covariance that is not finite."""
+        if covariance is None or np.isfinite(covariance).all():
+            return cls(covariance, metric, count, stage)
+        return cls(None, metric, count, stage, (f"{stage}: activations are not finite; plain SVD instead",))
+
+    def weigh(self, weight: Matrix) -> Weighed:
+        """Return *weight* [m, d] as the outputs see it."""
+        return Weighed(weight, self.covariance, metric=self.metric, count=self.count, stage=self.stage)
+
+
 class Splitter:
-    """One weight, taken apart once for each form and cut at any rank.
+    """One weight, to be written in a form.
 
     Args:
         weight: [m, d].
         geometry: Its shape.
-        covariance: [d, d] of the rows; None where there are no data.
-        metric: [m, m] of what errors of the outputs cost, None for the same for all. With it losses are in
-            the unit of the metric, without it shares of the energy of the outputs.
-        count: Rows that it was measured on.
-        stage: How notes name the place.
+        evidence: What is known of its rows and its outputs.
         seed: For the randomised decomposition of large weights.
     """
 
-    def __init__(
-        self,
-        weight: Matrix,
-        geometry: Geometry,
-        covariance: Matrix | None = None,
-        *,
-        metric: Matrix | None = None,
-        count: int = 0,
-        stage: str = "",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, weight: Matrix, geometry: Geometry, evidence: Evidence, *, seed: int = 0) -> None:
         self.weight = weight
         self.geometry = geometry
-        self.notes: list[str] = []
-        if covariance is not None and not np.isfinite(covariance).all():
-            self.notes.append(f"{stage}: activations are not finite; plain SVD instead")
-            covariance = None
-        self.covariance = covariance
-        self.metric = metric
-        self._count = count
-        self._stage = stage
+        self.notes = list(evidence.notes)
+        self._evidence = evidence
         self._seed = seed
-        self._thin: Spectrum | None = None
-        self._spatial: Spectrum | None = None
-        self._tucker: tuple[Spectrum, Spectrum] | None = None
 
     def cut(self, form: Form, ranks: tuple[int, ...]) -> Factors:
         """Return the factors of *form* at *ranks*."""
         if form == "thin":
-            outer, inner = self.spectrum().cut(ranks[0])
+            outer, inner = self._outputs(ranks[0])
             return Factors(form, ranks, (inner,), inner, outer)
         if form == "spatial":
             return self._cut_spatial(ranks[0])
         return self._cut_tucker(*ranks)
 
-    def loss(self, form: Form, ranks: tuple[int, ...]) -> float:
-        """Return the share of the output's energy that the form loses, or what the metric makes of it."""
-        if form == "thin":
-            spectrum = self.spectrum()
-            return spectrum.loss(ranks[0]) * (1.0 if self.metric is None else spectrum.total)
-        return self.error(self.cut(form, ranks).product)
-
-    def error(self, product: Matrix) -> float:
-        """Return what is lost where *product* stands in for the weight; see :meth:`loss`."""
+    def _error(self, product: Matrix) -> float:
+        """Return what is lost where *product* stands in for the weight, up to a factor."""
         change = product - self.weight
-        if self.metric is not None:
-            seen = change if self.covariance is None else change @ self.covariance
-            return max(float(np.einsum("md,md->", self.metric @ change, seen)), 0.0)
-        if self.covariance is None:
-            error, scale = float(np.sum(change**2)), float(np.sum(self.weight**2))
-        else:
-            error = float(np.einsum("md,md->", change @ self.covariance, change))
-            scale = float(np.einsum("md,md->", self.weight @ self.covariance, self.weight))
-        return max(error, 0.0) / scale if scale > 0 else 0.0
+        covariance, metric = self._evidence.covariance, self._evidence.metric
+        if metric is not None:
+            seen = change if covariance is None else change @ covariance
+            return max(float(np.einsum("md,md->", metric @ change, seen)), 0.0)
+        if covariance is None:
+            return float(np.sum(change**2))
+        return max(float(np.einsum("md,md->", change @ covariance, change)), 0.0)
 
-    def spectrum(self) -> Spectrum:
-        """Return the weight as a matrix, taken apart."""
-        if self._thin is None:
-            self._thin = decompose(
-                self.weight,
-                self.covariance,
-                metric=self.metric,
-                count=self._count,
-                stage=self._stage,
-                seed=self._seed,
-            )
-            self.notes += self._thin.notes
-        return self._thin
+    def _outputs(self, rank: int) -> tuple[Matrix, Matrix]:
+        """Return the weight as a product of [m, rank] and [rank, d]."""
+        evidence = self._evidence
+        found = decompose(
+            self.weight,
+            evidence.covariance,
+            metric=evidence.metric,
+            count=evidence.count,
+            stage=evidence.stage,
+            largest_rank=rank,
+            seed=self._seed,
+        )
+        self.notes += found.notes
+        return found.cut(rank)
 
     def _cut_spatial(self, rank: int) -> Factors:
         """Return kh x 1 and 1 x kw kernels: the SVD of the weight as [C kh, m kw] (Jaderberg et al. 2014)."""
         g = self.geometry
         height, width = g.kernel
-        if self._spatial is None:
-            tensor = self.weight.reshape(g.outputs, g.inputs, height, width)
-            matrix = tensor.transpose(1, 2, 0, 3).reshape(g.inputs * height, g.outputs * width)
-            self._spatial = decompose(matrix, seed=self._seed)
-        outer, inner = self._spatial.cut(rank)
+        outer, inner = decompose(halved(self.weight, g), largest_rank=rank, seed=self._seed).cut(rank)
         first = outer.T.reshape(rank, g.inputs, height, 1)
         # features [(r, kw), (C, kh, kw')]: the first kernel, at the column that the second one looks at
         features = np.einsum("rch,wv->rwchv", first[..., 0], np.eye(width)).reshape(rank * width, g.columns)
@@ -243,25 +251,24 @@ class Splitter:
         """Return 1x1, k x k and 1x1 kernels: the higher-order SVD over channels (Kim et al. 2016)."""
         g = self.geometry
         tensor = self.weight.reshape(g.outputs, g.inputs, g.taps)
-        if self._tucker is None:
-            by_input = decompose(tensor.transpose(1, 0, 2).reshape(g.inputs, -1), seed=self._seed)
-            self._tucker = by_input, self.spectrum()
-        source = self._tucker[0].outer[:, :inner]
-        target = self._tucker[1].outer[:, :outer]
-        core = np.einsum("mct,mo,ci->oit", tensor, target, source)
+        by_input = tensor.transpose(1, 0, 2).reshape(g.inputs, -1)
+        source = decompose(by_input, largest_rank=inner, seed=self._seed).cut(inner)[0]
+        target = self._outputs(outer)[0]
+        core = np.tensordot(target, np.tensordot(tensor, source, (1, 0)), (0, 0)).swapaxes(1, 2)
         features = np.einsum("oit,ci->oct", core, source).reshape(outer, g.columns)
         parts = source.T.reshape(inner, g.inputs, 1, 1), core.reshape(outer, inner, *g.kernel)
         return Factors("tucker", (inner, outer), parts, features, self._refit(features, target))
 
     def _refit(self, features: Matrix, last: Matrix) -> Matrix:
         """Return the last factor that comes nearest to the weight on the data."""
-        seen = features if self.covariance is None else features @ self.covariance
+        covariance = self._evidence.covariance
+        seen = features if covariance is None else features @ covariance
         gram = seen @ features.T
-        gram += 1e-9 * (np.trace(gram) / max(len(gram), 1) + 1e-300) * np.eye(len(gram))
+        gram += FEATURE_RIDGE * (np.trace(gram) / max(len(gram), 1) + 1e-300) * np.eye(len(gram))
         with np.errstate(all="ignore"):
             try:
                 refit = np.linalg.solve(gram, seen @ self.weight.T).T
             except np.linalg.LinAlgError:
                 return last
-        better = np.isfinite(refit).all() and self.error(refit @ features) <= self.error(last @ features)
+        better = np.isfinite(refit).all() and self._error(refit @ features) <= self._error(last @ features)
         return refit if better else last

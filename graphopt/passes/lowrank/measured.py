@@ -10,12 +10,12 @@ import onnx_ir as oir
 
 from graphopt.ir.model import Model
 from graphopt.ir.rewrite import add_initializer, constant_array, make_node
+from graphopt.ir.spill import Spill
 from graphopt.passes.lowrank import rewrite
-from graphopt.passes.lowrank.fit import Fitted
 from graphopt.recover.linear import linear_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from graphopt.api import Context
     from graphopt.ir.shapes import Shapes
@@ -30,7 +30,7 @@ def keep_what_pays(
     dims: Shapes,
     candidates: Sequence[Candidate],
     chosen: Chosen,
-    splitters: Sequence[Splitter],
+    split: Callable[[Candidate], Splitter],
     rules: Rules,
     context: Context,
     min_gain: float,
@@ -43,7 +43,7 @@ def keep_what_pays(
         dims: Its shapes, every dim a number.
         candidates: The operators.
         chosen: How each would be written.
-        splitters: Their weights taken apart.
+        split: Reads the weight of one, to be cut.
         rules: What counts.
         context: Measures.
         min_gain: Least factor of time to save, beyond the noise of the measurement.
@@ -55,7 +55,7 @@ def keep_what_pays(
     ways = list(chosen.ways)
     reasons = list(chosen.reasons)
     cost = chosen.cost
-    for index, (candidate, way, splitter) in enumerate(zip(candidates, chosen.ways, splitters, strict=True)):
+    for index, (candidate, way) in enumerate(zip(candidates, chosen.ways, strict=True)):
         if way is None:
             continue
         linear = candidate.linear
@@ -68,7 +68,8 @@ def keep_what_pays(
         if isinstance(copy, str):
             notes.append(f"{linear.where}: not measured: {copy}")
             continue
-        rewrite.put(after, Fitted(copy, splitter.cut(way.form, way.ranks), None, None))
+        factors = split(candidate).cut(way.form, way.ranks)
+        rewrite.put(after, rewrite.factorised(copy, factors, None, Spill()))
         found = context.latency(f"{linear.output}: {way.form} {way.ranks}", before, after)
         limit = (1.0 - found.noise_floor) / min_gain
         if found.ratio > limit:

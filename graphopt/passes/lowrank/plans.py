@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graphopt.passes.lowrank.candidates import Candidate, Rules
-    from graphopt.passes.lowrank.forms import Splitter
+    from graphopt.passes.lowrank.prospects import Prospect
+
+    Decision = tuple[Form, tuple[int, ...]]
 
 FACTORIZE_LOWRANK = "factorize-lowrank"
 _KEYS = frozenset({"node", "form", "ranks", "loss"})
@@ -33,10 +35,8 @@ def items_of(candidates: Sequence[Candidate], chosen: Chosen) -> list[dict[str, 
     ]
 
 
-def by_plan(
-    candidates: Sequence[Candidate], splitters: Sequence[Splitter], rules: Rules, path: Path
-) -> Chosen:
-    """Give each weight the form and the ranks that the plan in *path* says, and leave the others whole.
+def decisions(candidates: Sequence[Candidate], path: Path) -> list[Decision | None]:
+    """Return what the plan in *path* says about each candidate; None for those that it does not name.
 
     Raises:
         PathError: There is no such file.
@@ -45,7 +45,7 @@ def by_plan(
     names = _names(candidates)
     places = {name: place for place, name in enumerate(names)}
     places |= {each.linear.output: place for place, each in enumerate(candidates)}
-    ways: list[Way | None] = [None] * len(candidates)
+    found: list[Decision | None] = [None] * len(candidates)
     for number, item in enumerate(read_plan(path, FACTORIZE_LOWRANK).items, 1):
         where = f"{path}, item {number}"
         name = item.get("node")
@@ -57,15 +57,28 @@ def by_plan(
         if unknown := sorted(item.keys() - _KEYS):
             raise OptionError(f"there is no key {unknown[0]!r} in an item", where=where)
         place = places[name]
-        if ways[place] is not None:
+        if found[place] is not None:
             raise OptionError(f"the node {name!r} is listed twice", where=where)
-        form, ranks = _decision(item, candidates[place], where)
-        cost = rules.cost(form, ranks, candidates[place].geometry)
-        ways[place] = Way(form, ranks, cost, splitters[place].loss(form, ranks))
+        found[place] = _decision(item, candidates[place], where)
+    return found
+
+
+def by_plan(
+    candidates: Sequence[Candidate],
+    prospects: Sequence[Prospect],
+    rules: Rules,
+    planned: Sequence[Decision | None],
+) -> Chosen:
+    """Give each weight the form and the ranks that are *planned*, and leave the others whole."""
+    ways: list[Way | None] = [None] * len(candidates)
+    for place, decision in enumerate(planned):
+        if decision is not None:
+            cost = rules.cost(*decision, candidates[place].geometry)
+            ways[place] = Way(*decision, cost, prospects[place].loss(*decision))
     return chosen_of(candidates, rules, ways, "the plan does not name it")
 
 
-def _decision(item: Mapping[str, object], candidate: Candidate, where: str) -> tuple[Form, tuple[int, ...]]:
+def _decision(item: Mapping[str, object], candidate: Candidate, where: str) -> Decision:
     wanted, ranks = item.get("form", "thin"), item.get("ranks")
     known: dict[object, Form] = {form: form for form in get_args(Form)}
     if wanted not in known:

@@ -14,9 +14,11 @@ from graphopt.calibrate.widen import widened
 from graphopt.errors import DataError, GateFailed, OptionError
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.shapes import infer_shapes
+from graphopt.ir.spill import Spill
 from graphopt.passes.lowrank import candidates as pool
 from graphopt.passes.lowrank import choose, embedding, fit, measured, plans, rewrite
-from graphopt.passes.lowrank.forms import Splitter
+from graphopt.passes.lowrank.forms import Evidence, Splitter
+from graphopt.passes.lowrank.prospects import survey
 from graphopt.recover.response import Response
 from graphopt.recover.walk import Walk
 
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
     from graphopt.calibrate.moments import Gram
     from graphopt.calibrate.needs import Rows
     from graphopt.ir.model import Model
+    from graphopt.passes.lowrank.candidates import Candidate
     from graphopt.passes.lowrank.choose import Chosen
+    from graphopt.passes.lowrank.forms import Form
+    from graphopt.passes.lowrank.prospects import Prospect
+    from graphopt.recover.linear import Linear
     from graphopt.recover.moments import Matrix
     from graphopt.runtime.session import Feeds
 
@@ -73,6 +79,11 @@ class Run:
         self.notes: list[str] = []
         self.metrics: dict[str, Matrix] = {}
         self.wide: list[Feeds] = []
+        self.grams: Mapping[Rows, Gram] = {}
+        self.spread: Mapping[Rows, Gram] = {}
+        self.means: dict[str, Matrix] = {}
+        self.planned: list[plans.Decision | None] = []
+        self.spill = Spill()
 
     def _check_inputs(self) -> None:
         for value in self.model.graph.inputs:
@@ -98,15 +109,17 @@ class Run:
         if self.options.widen and samples:
             self.wide = list(widened(samples, self.options.widen, self.context.seed))
         self.metrics = self._metrics(self.wide or samples, before.known_macs)
-        splitters, means = self._take_apart()
-        chosen = self._choose(splitters, before.known_macs, before.parameters)
+        if self.options.plan is not None:
+            self.planned = plans.decisions(self.candidates, self.options.plan)
+        self._read_statistics()
+        chosen = self._choose(self._survey(), before.known_macs, before.parameters)
         if self.options.gain == "measured" and self.options.plan is None:
             chosen = measured.keep_what_pays(
                 self.model,
                 self.numbers,
                 self.candidates,
                 chosen,
-                splitters,
+                self._split,
                 self.rules,
                 self.context,
                 self.min_gain,
@@ -117,18 +130,18 @@ class Run:
             for candidate, reason in zip(self.candidates, chosen.reasons, strict=True)
             if reason
         ]
-        done = self._fit(chosen, splitters, means, feeds) if any(chosen.ways) else fit.Fit()
+        done = self._fit(chosen, feeds) if any(chosen.ways) else fit.Fit()
         for each in done.fitted:
             rewrite.put(self.model, each)
         counts = {"factorized": sum(one is not None for one in chosen.ways)}
         for way in chosen.ways:
             if way is not None:
                 counts[way.form] = counts.get(way.form, 0) + 1
-        refitted = sum(one.factors is None for one in done.fitted)
+        refitted = sum(one.form is None for one in done.fitted)
         if refitted:
             counts["refitted"] = refitted
         if "embedding" in self.options.forms:
-            tables = embedding.factorize(self.model, self.shapes, self.options, self.rules)
+            tables = embedding.factorize(self.model, self.options, self.rules, self.spill)
             self.skipped += tables.skipped
             if tables.count:
                 counts["embedding"] = tables.count
@@ -188,53 +201,72 @@ class Run:
         )
         return {each.linear.output: response.metric(each.linear) for each in self.candidates}
 
-    def _take_apart(self) -> tuple[list[Splitter], dict[str, Matrix]]:
-        """Return the weight of each candidate taken apart, and the mean of its rows where it is known."""
+    def _read_statistics(self) -> None:
+        """Keep second moments of what the candidates read, and its means, where they are known."""
         needs = self.needs()
-        grams: Mapping[Rows, Gram] = {}
         if needs and self.context.has_statistics(needs):
             statistics = self.context.statistics(needs)
-            grams = statistics.grams
+            self.grams = self.spread = statistics.grams
             for name, reason in sorted(statistics.skipped.items()):
                 if any(rows.value == name for rows in needs.grams):
                     self.notes.append(f"value {name!r}: no second moments: {reason}")
         elif needs:
             self.notes.append("there are no data: plain SVD, and nothing is fitted")
-        wide = grams
         if needs and self.wide:
-            wide = collect(self.model, self.wide, needs, seed=self.context.seed).grams
-        splitters = []
-        means: dict[str, Matrix] = {}
-        for candidate in self.candidates:
-            linear = candidate.linear
-            gram = grams.get(linear.rows)
-            covariance = None
-            spread = wide.get(linear.rows, gram)
-            if gram is not None and spread is not None:
-                # A bias takes the mean of what is lost; where there is none, it counts.
-                covariance = spread.covariance if fit.may_have_bias(linear) else spread.second_moment
-                if self.options.recover != "none":
-                    means[linear.output] = gram.mean
-                elif fit.may_have_bias(linear):
-                    covariance = spread.second_moment
-            splitters.append(
-                Splitter(
-                    linear.weight(),
-                    candidate.geometry,
-                    covariance if self.options.whiten else None,
-                    metric=self.metrics.get(linear.output),
-                    count=0 if gram is None else gram.count,
-                    stage=linear.where,
-                    seed=self.context.seed,
-                )
-            )
-        return splitters, means
+            self.spread = collect(self.model, self.wide, needs, seed=self.context.seed).grams
+        if self.options.recover != "none":
+            for candidate in self.candidates:
+                gram = self.grams.get(candidate.linear.rows)
+                if gram is not None:
+                    self.means[candidate.linear.output] = gram.mean
 
-    def _choose(self, splitters: list[Splitter], macs: int, parameters: int) -> Chosen:
+    def _evidence(self, linear: Linear) -> Evidence:
+        """Return what is known of the rows and the outputs of *linear*."""
+        gram = self.grams.get(linear.rows)
+        spread = self.spread.get(linear.rows, gram)
+        covariance = None
+        if gram is not None and spread is not None and self.options.whiten:
+            # A bias takes the mean of what is lost; where there is none, it counts.
+            takes_mean = fit.may_have_bias(linear) and self.options.recover != "none"
+            covariance = spread.covariance if takes_mean else spread.second_moment
+        return Evidence.of(
+            covariance,
+            self.metrics.get(linear.output),
+            count=0 if gram is None else gram.count,
+            stage=linear.where,
+        )
+
+    def _survey(self) -> list[Prospect]:
+        """Return what each candidate would lose; one weight at a time is in memory."""
+        prospects = []
+        for place, candidate in enumerate(self.candidates):
+            self.context.progress(place, len(self.candidates))
+            ranks, evidence = self._ranks(place), self._evidence(candidate.linear)
+            prospects.append(survey(candidate.linear, candidate.geometry, ranks, evidence))
+        return prospects
+
+    def _ranks(self, place: int) -> dict[Form, list[tuple[int, ...]]]:
+        """Return the ranks of each form of a candidate that may be chosen."""
+        candidate = self.candidates[place]
+        if self.options.plan is not None:
+            decision = self.planned[place]
+            return {} if decision is None else {decision[0]: [decision[1]]}
+        if self.options.rank is not None:
+            rank = self.rules.rounded(self.options.rank)
+            return {form: [ranks] for form, ranks in pool.ranks_at(candidate, self.rules, rank).items()}
+        return {form: list(pool.ranks_of(candidate, form, self.rules)) for form in candidate.forms}
+
+    def _split(self, candidate: Candidate) -> Splitter:
+        """Read the weight of *candidate*, to be cut."""
+        linear = candidate.linear
+        evidence = self._evidence(linear)
+        return Splitter(linear.weight(), candidate.geometry, evidence, seed=self.context.seed)
+
+    def _choose(self, prospects: list[Prospect], macs: int, parameters: int) -> Chosen:
         options = self.options
-        arguments = self.candidates, splitters, self.rules
+        arguments = self.candidates, prospects, self.rules
         if options.plan is not None:
-            return plans.by_plan(*arguments, options.plan)
+            return plans.by_plan(*arguments, self.planned)
         if options.rank is not None:
             return choose.by_rank(*arguments, options.rank)
         if options.weight_ratio is not None:
@@ -248,16 +280,10 @@ class Run:
         policy = choose.automatic if options.allocation == "automatic" else choose.uniform
         return policy(*arguments, budget)
 
-    def _fit(
-        self,
-        chosen: Chosen,
-        splitters: list[Splitter],
-        means: dict[str, Matrix],
-        feeds: Iterable[Feeds] | None,
-    ) -> fit.Fit:
+    def _fit(self, chosen: Chosen, feeds: Iterable[Feeds] | None) -> fit.Fit:
         options = self.options
         if options.recover != "least-squares" or feeds is None:
-            return fit.plain(self.candidates, chosen.ways, splitters, means)
+            return fit.plain(self.candidates, chosen.ways, self._split, self.means, self.spill)
         # What stands in bodies cannot be walked: it is cut by itself, and the walk sees it so.
         walked = set(self.model.graph)
         inside, outside = (
@@ -267,13 +293,14 @@ class Run:
             ]
             for here in (False, True)
         )
-        alone = fit.plain(self.candidates, inside, splitters, means)
+        alone = fit.plain(self.candidates, inside, self._split, self.means, self.spill)
         start = self._with(alone.fitted) if alone.fitted and options.compensate else None
         with Walk(self.model, feeds, options.rows_per_sample, self.context.seed, start=start) as walk:
             done = fit.compensated(
                 walk,
                 self.candidates,
                 outside,
+                self.spill,
                 ridge=options.ridge,
                 own_stream=not options.compensate,
                 whiten=options.whiten,
@@ -285,7 +312,7 @@ class Run:
         done.notes += alone.notes
         return done
 
-    def _with(self, fitted: Iterable[fit.Fitted]) -> Model:
+    def _with(self, fitted: Iterable[rewrite.Fitted]) -> Model:
         """Return a copy of the model with *fitted* in the place of its operators."""
         copy = self.model.clone()
         twins = dict(zip(self.model.nodes(), list(copy.nodes()), strict=True))
