@@ -113,6 +113,12 @@ class ConvertFloat16(Pass):
         conversion.run()
         remove_unread(read, keep=annotated_names(model))
         counts = {key: number for key, number in sorted(conversion.counts.items()) if number}
+        if conversion.overridable:
+            reason = (
+                f"{conversion.overridable} initializers that callers may override stay float and are cast in "
+                "every run; canonicalize{freeze_initializers=true} before it says that nobody does"
+            )
+            conversion.skipped.append(("model", reason))
         if not counts and not conversion.skipped:
             conversion.skipped.append(("model", "no node computes in float32"))
         return Report(changed=bool(counts), counts=counts, skipped=tuple(conversion.skipped))

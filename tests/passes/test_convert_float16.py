@@ -220,6 +220,16 @@ def test_a_shape_needs_no_cast() -> None:
     assert found[2] == expected[2]
 
 
+def test_weights_that_callers_may_override_are_counted() -> None:
+    text = "g (float[2,3] x, float[3,3] w) => (float[2,3] y) { y = MatMul (x, w) }"
+    proto = parse(HEADER + text)
+    proto.graph.initializer.append(numpy_helper.from_array(np.eye(3, dtype=np.float32), "w"))
+    _, report = apply(ConvertFloat16(), proto)
+    assert report.counts["casts"] == 3
+    ((_, reason),) = report.skipped
+    assert reason.startswith("1 initializers that callers may override stay float")
+
+
 def test_a_model_of_halves_says_that_there_is_nothing_to_do() -> None:
     text = "g (float16[2,3] x) => (float16[2,3] y) { y = Tanh (x) }"
     _, report = apply(ConvertFloat16(), parse(HEADER + text))

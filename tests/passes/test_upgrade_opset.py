@@ -220,6 +220,17 @@ def test_bodies_and_functions_follow() -> None:
         assert_same_function(proto, model, feeds)
 
 
+def test_what_is_no_longer_read_goes() -> None:
+    text = """
+        <ir_version: 6, opset_import: ["" : 11]>
+        g (float[1,1,2,2] x) => (float[1,1,4,4] y) <float[0] roi = {}, float[4] s = {1, 1, 2, 2}> {
+            y = Resize (x, roi, s)
+        }"""
+    after, _ = apply(UpgradeOpset(), parse(text), to=21)
+    read = {value.name for node in after.graph for value in node.inputs if value is not None}
+    assert set(after.graph.initializers) <= read
+
+
 def test_other_domains_stay() -> None:
     proto = CASES["clip"]
     mixed = onnx.ModelProto()

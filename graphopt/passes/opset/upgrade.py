@@ -8,7 +8,10 @@ from onnx import defs, helper
 
 from graphopt.errors import OptionError, UnsupportedModelError
 from graphopt.ir.collector import collector_paused
+from graphopt.ir.dead import remove_unread
 from graphopt.ir.shapes import infer_shapes
+from graphopt.ir.tensors import constant_of
+from graphopt.passes.cleanup.annotations import annotated_names
 from graphopt.passes.opset.adapters import FIRST, LAST
 from graphopt.passes.opset.edit import Edit, Refused
 from graphopt.passes.opset.versions import upgrade_node
@@ -81,9 +84,12 @@ def upgrade(model: Model, to: int, where: str) -> tuple[dict[str, int], list[tup
     current, before = model.opset, model.ir_version
     # Not a context's analysis: sizes bound with --dim hold for one run, the model serves all.
     edit = Edit(model, to, infer_shapes(model))
+    read = [value for node in model.nodes() for value in node.inputs if constant_of(value) is not None]
     with collector_paused():
         counts = _upgrade(model, edit, current, where)
     if counts:
+        # What became an attribute, or is no longer given, is not left behind.
+        remove_unread(read, keep=annotated_names(model))
         _raise_ir_version(model, to)
         overridable = any(value.is_initializer() for value in model.graph.inputs)
         if before < _OVERRIDABLE_IR <= model.ir_version and overridable:

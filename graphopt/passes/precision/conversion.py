@@ -62,6 +62,7 @@ class Conversion:
         self.headroom = headroom
         self.counts: Counter[str] = Counter()
         self.skipped: list[tuple[str, str]] = []
+        self.overridable = 0
         self.halves: dict[oir.Node, tuple[tuple[str, ...], tuple[str, ...]]] = {}
         self.large: set[oir.Value] = set()
         self.fitting: dict[oir.Value, bool] = {}
@@ -262,6 +263,7 @@ class Conversion:
             new.dtype = dtype
             new.shape = value.shape.copy() if value.shape is not None else None
             self.counts["casts"] += 1
+            self.overridable += tensors.is_overridable(value)
         self.converted[key] = new
         return new
 

@@ -128,7 +128,7 @@ def _refusal(weight: Weight, min_elements: int, keep: Sequence[str]) -> str:
     if weight.size < min_elements:
         return f"it has {weight.size} elements, fewer than min_elements={min_elements}"
     if is_overridable(value):
-        return "callers may override it"
+        return "callers may override it; canonicalize{freeze_initializers=true} says that nobody does"
     if value.is_graph_output():
         return "it is an output of the model"
     names = [weight.name, *(use.node.name or "" for use in weight.uses)]
