@@ -275,16 +275,44 @@ def solve_groups(
     ]
     if len(solutions) == 1 and free_bias:
         return solutions[0]
-    shares = np.array([one.target_variance if one.is_finite else 0.0 for one in moments])
-    shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(shares), 1 / len(shares))
+    if not free_bias:
+        solutions = [over_variance(*each) for each in zip(solutions, seen, moments, strict=True)]
     return Solution(
         np.concatenate([one.weight for one in solutions]),
         np.concatenate([one.bias for one in solutions]) if free_bias else prior_bias,
-        float(shares @ [one.residual_before for one in solutions]),
-        float(shares @ [one.residual_after for one in solutions]),
+        _of_all([one.residual_before for one in solutions], moments),
+        _of_all([one.residual_after for one in solutions], moments),
         max(one.ridge for one in solutions),
         _of_groups([one.notes for one in solutions], stage),
     )
+
+
+def over_variance(solution: Solution, seen: Moments, moments: Moments) -> Solution:
+    """Return *solution* with residuals over the variance of the targets, where their bias is fixed.
+
+    Args:
+        solution: That of *seen*.
+        seen: The uncentred form of *moments*, whose residuals are over a mean square.
+        moments: Those with the targets as they are.
+    """
+    variance = moments.target_variance
+    if not variance > 0.0:
+        return solution
+    unit = seen.target_variance / variance
+    return replace(
+        solution,
+        residual_before=solution.residual_before * unit,
+        residual_after=solution.residual_after * unit,
+    )
+
+
+def _of_all(residuals: Sequence[float], moments: Sequence[Moments]) -> float:
+    """Return the residual of all groups: that of each counts by the variance of its targets."""
+    shares = np.array([one.target_variance if one.is_finite else 0.0 for one in moments])
+    counted = shares > 0
+    if not counted.any():
+        return float(np.mean(residuals))
+    return float(np.average(np.asarray(residuals)[counted], weights=shares[counted]))
 
 
 def _solve_together(
@@ -443,7 +471,7 @@ def refit_bias_groups(
         found[0],
         weight=weight,
         bias=np.concatenate([one.bias for one in found]),
-        residual_before=float(np.mean([one.residual_before for one in found])),
-        residual_after=float(np.mean([one.residual_after for one in found])),
+        residual_before=_of_all([one.residual_before for one in found], moments),
+        residual_after=_of_all([one.residual_after for one in found], moments),
         notes=_of_groups([one.notes for one in found], stage),
     )

@@ -445,7 +445,7 @@ def test_a_matmul_without_bias_gets_none() -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")]
     model = model_of(nodes, {"w": generator.normal(size=(16, 16)).astype(np.float32)}, ["n", 16])
     feeds = feeds_for((40, 16))
-    after, _ = apply(PASS, model, data=feeds, rank=6, **LOOSE)
+    after, report = apply(PASS, model, data=feeds, rank=6, rows_per_sample=40, **LOOSE)
     assert op_types(after) == ["MatMul", "MatMul"]
     # Without a bias the mean counts: the cut is that of the outputs themselves (Eckart and Young).
     rows = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
@@ -454,6 +454,11 @@ def test_a_matmul_without_bias_gets_none() -> None:
     one, two = session_for(model), session_for(after)
     noise = sum(float(np.sum((run_feeds(one, f)["y"] - run_feeds(two, f)["y"]) ** 2)) for f in feeds)
     assert noise == pytest.approx(float(np.sum(values[6:] ** 2)), rel=0.02)
+    # The residual is over the variance all the same.
+    (stage,) = report.extra["stages"]  # type: ignore[misc]
+    outputs = rows @ weight
+    variance = float(np.sum((outputs - outputs.mean(axis=0)) ** 2))
+    assert stage["residual_after"] == pytest.approx(noise / variance, rel=1e-3)  # type: ignore[has-type]
 
 
 # --- bad input ----------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt.passes.lowrank import rewrite
 from graphopt.passes.lowrank.forms import Evidence, Factors, Splitter
-from graphopt.recover.solve import Solution, refit_bias, solve, solve_groups
+from graphopt.recover.solve import Solution, over_variance, refit_bias, solve, solve_groups
 from graphopt.recover.walk import StageReport, Walk
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def compensated(
                 whiten=whiten,
                 metric=(metrics or {}).get(linear.output),
             )
+            if not free:
+                solution = over_variance(solution, seen, moments[0])
         else:
             solution = solve_groups(moments, weight, bias, stage=linear.where, ridge=ridge, free_bias=free)
         new_bias = solution.bias if free else None

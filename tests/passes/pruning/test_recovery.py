@@ -631,6 +631,21 @@ def read_in_a_body() -> onnx.ModelProto:
     return model_of(nodes, [info("x", ["n", 8])], [info("y", ["n", 5])], weights)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", ["bias", "least-squares"])
+def test_residuals_in_the_report_are_over_the_variance_of_the_outputs(method: str, bias: bool) -> None:
+    """Also where there is no bias to fit, and the solve is one about zero."""
+    model, feeds = mlp(bias=bias, copies=0), vectors()
+    after, report = apply(
+        PASS, model, data=feeds, params_ratio=0.6, round_to=1, criterion="l1", recover=method
+    )
+    recovery: Any = report.extra["recovery"]
+    (stage,) = recovery["stages"]
+    assert stage["residual_after"] == pytest.approx(error(model, after, feeds), rel=1e-3)
+    cut, _ = apply(PASS, model, data=feeds, params_ratio=0.6, round_to=1, criterion="l1")
+    assert stage["residual_before"] == pytest.approx(error(model, cut, feeds), rel=1e-3)
+
+
 def test_what_follows_makes_up_for_a_cut_that_a_body_reads() -> None:
     model, feeds = read_in_a_body(), vectors()
     options: dict[str, Any] = {"params_ratio": 0.9, "round_to": 1, "criterion": "l1", "min_family": 10}
