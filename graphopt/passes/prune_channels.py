@@ -17,6 +17,7 @@ from graphopt.passes.pruning.options import BudgetOptions, Recover, Ridge, RowsP
 
 if TYPE_CHECKING:
     from graphopt.api import Evidence
+    from graphopt.calibrate.needs import Needs
     from graphopt.ir import Model
 
 
@@ -126,6 +127,12 @@ class PruneChannels(Pass):
         if options.recover != "none" or options.sensitivity == "output":
             return "data"
         return "statistics" if options.criterion == "obs" and options.plan is None else "nothing"
+
+    def needs(self, model: Model, options: Options, context: Context) -> Needs:
+        """Return what the criterion wants to know of the families that may be cut."""
+        from graphopt.passes.pruning.pruner import Pruner
+
+        return Pruner(model, options, context).needs()
 
     def run(self, model: Model, options: Options, context: Context) -> Report:
         """Score, allocate, cut and prove; see the module."""

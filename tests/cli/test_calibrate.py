@@ -51,6 +51,33 @@ def test_statistics_serve_a_run_and_give_the_same_bytes(
     assert isolated.read_bytes() == one.read_bytes()
 
 
+@pytest.mark.parametrize("criterion", ["obs", "energy", "entropy"])
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_criterion_is_served_by_statistics_as_by_data(
+    graphopt: CommandLine, net: Path, data: Path, tmp_path: Path, criterion: str, planned: bool
+) -> None:
+    goal = "macs_ratio=0.7"
+    if planned:
+        assert graphopt("channels", net, "-o", tmp_path / "plan.toml").code == 0
+        plan = (tmp_path / "plan.toml").read_text()
+        items = tomllib.loads(plan)["item"]
+        name, units = next((each["family"], each["units"]) for each in items if each["units"] > 4)
+        head, tail = plan.split(f'family = "{name}"')
+        edited = tail.replace(f"keep = {units}", "keep = 3", 1)
+        (tmp_path / "plan.toml").write_text(f'{head}family = "{name}"{edited}')
+        goal = f"plan={tmp_path / 'plan.toml'}"
+    stats, one, two = tmp_path / "stats", tmp_path / "1.onnx", tmp_path / "2.onnx"
+    step = f"canonicalize,prune-channels{{{goal},round_to=1,criterion={criterion}}}"
+    answer = graphopt("calibrate", net, "--data", data, "-o", stats, "--pipeline", step, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.document["grams" if criterion == "obs" else "channels"] > 0
+    assert graphopt("run", net, "-o", one, "--data", data, "--pipeline", step).code == 0
+    answer = graphopt("run", net, "-o", two, "--statistics", stats, "--pipeline", step)
+    assert answer.code == 0, answer.err
+    assert one.read_bytes() == two.read_bytes()
+    assert onnx.load(one).graph != onnx.load(net).graph
+
+
 def test_shards_merge_on_the_command_line(
     graphopt: CommandLine, net: Path, data: Path, tmp_path: Path
 ) -> None:

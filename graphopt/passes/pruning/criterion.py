@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.calibrate.needs import Needs
+from graphopt.errors import PassFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
     import onnx_ir as oir
@@ -121,3 +122,27 @@ def per_unit(
     """Return the sum of *per_index* over the indices of each unit; [size]."""
     touched = units >= 0
     return np.bincount(units[touched], weights=per_index[touched], minlength=size)
+
+
+def needs_of(criterion: Criterion, subjects: Iterable[Subject]) -> Needs:
+    """Return the statistics that *criterion* wants for all of *subjects*."""
+    needs = Needs()
+    for subject in subjects:
+        needs |= criterion.needs(subject)
+    return needs
+
+
+def scores_of(criterion: Criterion, subject: Subject, name: str) -> npt.NDArray[np.float64]:
+    """Return what *criterion*, called *name*, says of each unit of *subject*.
+
+    Raises:
+        PassFailed: It is not a number from 0 for each.
+    """
+    found = np.asarray(criterion.scores(subject), dtype=np.float64)
+    if found.shape != (subject.size,) or not np.isfinite(found).all() or (found < 0).any():
+        raise PassFailed(
+            f"the criterion {name!r} gave numbers of shape {list(found.shape)},"
+            f" {int(np.isfinite(found).sum())} of them finite; expected {subject.size} from 0",
+            where=f"family {subject.name!r}",
+        )
+    return found

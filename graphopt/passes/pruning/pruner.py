@@ -25,6 +25,7 @@ from graphopt.ir.fingerprint import fingerprint
 from graphopt.passes.pruning.allocation import Budget, Candidate, allocate, amount_of, ordered
 from graphopt.passes.pruning.anatomy import Anatomy, examine
 from graphopt.passes.pruning.compensation import Recovery, compensate
+from graphopt.passes.pruning.criterion import needs_of, scores_of
 from graphopt.passes.pruning.inputs import add_way_out, check_finite, oracle_feeds
 from graphopt.passes.pruning.meter import Meter
 from graphopt.passes.pruning.obs import Obs
@@ -119,15 +120,11 @@ class Pruner:
             part: How far on the way to the ratio, on a logarithmic scale; 1 is the end.
             final: Whether what is not reached now is not reached at all.
         """
-        whole = self.model
-        if whole.functions:
-            whole = whole.clone()
-            prepare(whole)
-        anatomy = examine(whole, dims=self.context.dims, rules=self.context.channel_rules)
+        whole, anatomy = self.examined()
         chosen = self.select(anatomy)
         self.taken.begin(anatomy, chosen)
         if self.options.plan is not None:
-            cut = self.cut(whole, anatomy, self.planned(anatomy, chosen))
+            cut = self.cut(whole, anatomy, self.followed(anatomy, chosen))
         elif not chosen:
             self.give_up("no family of channels can be pruned")
             return False
@@ -144,6 +141,25 @@ class Pruner:
         self.now = cut.cost
         self.taken.add(anatomy, kept)
         return True
+
+    def examined(self) -> tuple[Model, Anatomy]:
+        """Return the model as families are found in it, and those."""
+        whole = self.model
+        if whole.functions:
+            whole = whole.clone()
+            prepare(whole)
+        return whole, examine(whole, dims=self.context.dims, rules=self.context.channel_rules)
+
+    def needs(self) -> Needs:
+        """Return the statistics that the first round will ask for."""
+        if self.options.sensitivity == "output":
+            return Needs()  # collected on a part of the samples
+        _, anatomy = self.examined()
+        chosen = self.select(anatomy)
+        if self.options.plan is not None:
+            wanted = self.planned(anatomy, chosen)
+            chosen = [name for name, keep in wanted.items() if isinstance(keep, int)]
+        return needs_of(self.criterion(), [anatomy.subject(name, self.seed) for name in chosen])
 
     def recovered(self, whole: Model, anatomy: Anatomy, cut: _Cut) -> tuple[Model, Model, Kept]:
         """Return the whole model with what stays fitted to data, the cut of it, and the units that stay."""
@@ -228,9 +244,7 @@ class Pruner:
         criterion = Obs() if self.options.sensitivity == "output" else self.criterion()
         subjects = {name: anatomy.subject(name, self.seed) for name in chosen}
         check_finite(subjects.values())
-        needs = Needs()
-        for subject in subjects.values():
-            needs |= criterion.needs(subject)
+        needs = needs_of(criterion, subjects.values())
         if isinstance(criterion, Obs) and self.options.sensitivity == "output":
             data, rows = self.context.data, self.options.rows_per_sample
             held = self.options.ridge == "auto"
@@ -244,17 +258,9 @@ class Pruner:
             self.curves = dict(criterion.curves(subjects))
         if isinstance(criterion, Obs):
             self.warnings |= dict.fromkeys(criterion.notes)
-        result = {}
-        for name, subject in subjects.items():
-            found = np.asarray(criterion.scores(subject), dtype=np.float64)
-            if found.shape != (subject.size,) or not np.isfinite(found).all() or (found < 0).any():
-                raise PassFailed(
-                    f"the criterion {self.options.criterion!r} gave numbers of shape {list(found.shape)},"
-                    f" {int(np.isfinite(found).sum())} of them finite; expected {subject.size} from 0",
-                    where=f"family {name!r}",
-                )
-            result[name] = found
-        return result
+        return {
+            name: scores_of(criterion, subject, self.options.criterion) for name, subject in subjects.items()
+        }
 
     def criterion(self) -> Criterion:
         """Return the criterion that was asked for."""
@@ -347,8 +353,8 @@ class Pruner:
             self.fall_short(budget, ratio, amount_of(first, budget), got, least, len(candidates))
         return cut
 
-    def planned(self, anatomy: Anatomy, chosen: Sequence[str]) -> Kept:
-        """Return the units that the plan keeps; where it gives a number, the most important ones."""
+    def planned(self, anatomy: Anatomy, chosen: Sequence[str]) -> dict[str, int | npt.NDArray[np.intp]]:
+        """Return what the plan keeps of each family that it cuts: a number, or the units."""
         assert self.options.plan is not None
         sizes = {family.name: family.size for family in anatomy.families}
         decisions, made_for = read_decisions(self.options.plan, sizes)
@@ -365,8 +371,13 @@ class Pruner:
                 raise OptionError(
                     f"the plan cuts family {name!r}, but {reason}", where=str(self.options.plan)
                 )
-        numbers = {name: keep for name, keep in wanted.items() if isinstance(keep, int)}
-        scores = self.scores(anatomy, list(numbers)) if numbers else {}
+        return wanted
+
+    def followed(self, anatomy: Anatomy, chosen: Sequence[str]) -> Kept:
+        """Return the units that the plan keeps; where it gives a number, the most important ones."""
+        wanted = self.planned(anatomy, chosen)
+        numbers = [name for name, keep in wanted.items() if isinstance(keep, int)]
+        scores = self.scores(anatomy, numbers) if numbers else {}
         return {
             name: np.sort(ordered(scores[name])[:keep]) if isinstance(keep, int) else keep
             for name, keep in wanted.items()
