@@ -135,6 +135,11 @@ def open_source(request: SourceRequest, extra: Iterable[SourceFactory] = ()) -> 
     )
 
 
+def is_random(text: str) -> bool:
+    """Return whether *text* of ``--data`` asks for random feeds."""
+    return text.startswith("random:")
+
+
 def random_source(request: SourceRequest) -> DataSource | None:
     """Return random feeds for ``random:N``."""
     kind, colon, count = request.text.partition(":")

@@ -209,6 +209,15 @@ def is_standard(node: oir.Node) -> bool:
     return (domain_of(node), node.op_type) in _default_operators()
 
 
+def key_of(node: oir.Node) -> str:
+    """Return the name of the first output that *node* makes: what tells it from all others.
+
+    Nodes need no names, and names of nodes may repeat. An output that may be left out can be without a name:
+    the sequence of an LSTM of which only the last state is read.
+    """
+    return next((value.name for value in node.outputs if value.name), "")
+
+
 def is_commutative(node: oir.Node) -> bool:
     """Return whether the inputs of *node* may be swapped without changing a bit of its output.
 

@@ -184,11 +184,12 @@ def provider_of(context: Context) -> str:
 
 
 def _feeds(original: Model, context: Context, count: int, data: str | None) -> Iterable[Feeds]:
-    from graphopt.runtime.feeds import input_specs, random_feeds
+    from graphopt.calibrate.sources import SourceRequest, open_source
+    from graphopt.runtime.feeds import input_specs
+    from graphopt.runtime.opening import fitting_feeds
 
     if data is None:
-        return random_feeds(original, count, context.seed, context.dims)
-    from graphopt.calibrate.sources import SourceRequest, open_source
+        return fitting_feeds(original, count, context.seed, context.dims)
 
     request = SourceRequest(
         text=data,

@@ -46,12 +46,14 @@ def open_feeds(
 ) -> tuple[Iterable[Feeds], tuple[str, ...]]:
     """Return the feeds that *data* names, checked against the inputs of *model*, and warnings about them.
 
+    Open dims of random feeds are 1, or where the model does not run with that, a size with which it does.
+
     Raises:
         PathError: The data does not exist.
         DataError: It cannot be read or does not fit.
         OptionError: The number of samples is not positive.
     """
-    from graphopt.calibrate.sources import SourceRequest, open_source
+    from graphopt.calibrate.sources import SourceRequest, is_random, open_source
     from graphopt.runtime.feeds import bind_dims, check_dims, check_feeds, input_specs
 
     specs = input_specs(model)
@@ -59,12 +61,13 @@ def open_feeds(
     check_dims(specs, dims)
     if data is None or isinstance(data, str | Path):
         text = DEFAULT_DATA if data is None else str(data)
+        sizes = _random_sizes(model, dims, seed) if is_random(text) else {}
         request = SourceRequest(
-            text=text, specs=specs, samples=samples, seed=seed, dims=dims, preprocess=preprocess
+            text=text, specs=specs, samples=samples, seed=seed, dims={**sizes, **dims}, preprocess=preprocess
         )
         extra = () if registry is None else tuple(registry.data_sources.values())
         source = open_source(request, extra)
-        return source, tuple(source.warnings)
+        return source, (*source.warnings, *_of_sizes(sizes))
     if samples is not None and samples < 1:
         raise OptionError(f"expected at least 1 sample, got {samples}", where="samples")
     feeds = list(data[:samples])
@@ -72,6 +75,26 @@ def open_feeds(
     for index, feed in enumerate(feeds):
         check_feeds(feed, bound, where=f"feed {index}")
     return feeds, ()
+
+
+def _random_sizes(model: Model, dims: Mapping[str, int], seed: int) -> dict[str, int]:
+    """Return the sizes that open dims of random feeds need so that *model* runs; none where 1 is as good."""
+    from graphopt.runtime.opening import fits_in_memory, fitting_dims
+
+    if not fits_in_memory(model):  # opening it for nothing else than this takes too long
+        return {}
+    try:
+        return {name: size for name, size in fitting_dims(model, dims, seed).items() if size != 1}
+    except GraphoptError:
+        return {}  # whoever runs it says what is wrong with it
+
+
+def _of_sizes(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the warning that tells sizes which were made up."""
+    if not sizes:
+        return ()
+    listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    return (f"random inputs are of {listed}, because the model does not run with 1; --dim sets other sizes",)
 
 
 def choose_providers(names: Sequence[str], target: Target | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

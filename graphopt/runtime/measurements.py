@@ -86,6 +86,7 @@ class Measurements:
         self._feeds = feeds
         self._dims = dict(dims or {})
         self._seed = seed
+        self._fitting: dict[tuple[str, ...], dict[str, int]] = {}  # by the open dims, which passes keep
         self._replay = dict(replay or {})
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: weakref.WeakKeyDictionary[Model, tuple[str, Path]] = weakref.WeakKeyDictionary()
@@ -201,12 +202,17 @@ class Measurements:
         return answers
 
     def _feed(self, model: Model) -> Feeds:
-        from graphopt.runtime.feeds import random_feeds
+        from graphopt.runtime.feeds import free_dims, input_specs, random_feeds
+        from graphopt.runtime.opening import fitting_dims
 
         if self._feeds is not None:
             for feed in self._feeds:
                 return feed
-        return random_feeds(model, 1, self._seed, self._dims)[0]
+        specs = input_specs(model)
+        free = free_dims(specs)
+        if free not in self._fitting:
+            self._fitting[free] = fitting_dims(model, self._dims, self._seed)
+        return random_feeds(specs, 1, self._seed, {**self._fitting[free], **self._dims})[0]
 
     def _file(self, model: Model) -> Path:
         """Return a file with *model*; one that was measured before and is unchanged is not written again."""

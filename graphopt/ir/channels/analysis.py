@@ -17,6 +17,7 @@ from graphopt.ir.channels.rules import rule_table
 from graphopt.ir.channels.types import ChannelRule, Consumer, Mask, column_of
 from graphopt.ir.collector import collector_paused
 from graphopt.ir.rewrite import input_at
+from graphopt.ir.semantics import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -119,9 +120,7 @@ class Channels:
         keeping = self._keeping(kept)
         return tuple(
             dict.fromkeys(
-                node.outputs[0].name or ""
-                for node, axis in self._run.approximations
-                if keeping.keep(axis) is not None
+                key_of(node) for node, axis in self._run.approximations if keeping.keep(axis) is not None
             )
         )
 
@@ -144,7 +143,7 @@ class Channels:
             for index in families_in(table):
                 found.setdefault(self.families[index].name, []).append(
                     Consumer(
-                        item.node.outputs[0].name or "",
+                        key_of(item.node),
                         item.input,
                         value.name or "",
                         item.axis,

@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt.ir.channels.types import Family, Lock, Member
 from graphopt.ir.rewrite import input_at
+from graphopt.ir.semantics import key_of
 
 if TYPE_CHECKING:
     import onnx_ir as oir
@@ -204,7 +205,7 @@ def families_in(table: tuple[Array, Array]) -> dict[int, int]:
 
 def _members(family: int, dims: list[_Dim], tables: list[tuple[Array, Array]]) -> tuple[Member, ...]:
     members = [
-        Member(dim.name, dim.axis, dim.role, dim.node.outputs[0].name or "", column, table, family)
+        Member(dim.name, dim.axis, dim.role, key_of(dim.node), column, table, family)
         for dim, table in zip(dims, tables, strict=True)
         for column in range(1 if table[0].shape[1] == 1 else families_in(table)[family])
     ]

@@ -23,6 +23,7 @@ import numpy as np
 
 from graphopt.errors import DataError
 from graphopt.ir.rewrite import nested_nodes
+from graphopt.ir.semantics import key_of
 from graphopt.passes.pruning.oracle import masked_as_cut
 from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
 from graphopt.recover.selection import Problem, trajectory
@@ -166,7 +167,7 @@ class _Fitter:
         contractions = anatomy.subject(name).contractions
         found = []
         for contraction in contractions:
-            output = None if contraction.node is None else contraction.node.outputs[0].name
+            output = None if contraction.node is None else key_of(contraction.node)
             outer, here = nodes.get(output, (None, False))
             if outer is not None:
                 self.reading.add(outer)

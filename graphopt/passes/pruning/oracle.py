@@ -10,15 +10,10 @@ weights are shuffled in both copies, and then it must.
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as oir
-
 from graphopt.errors import GraphoptError, PassFailed
-from graphopt.ir.emit import emit, emit_for_runtime
 from graphopt.passes.pruning.masked import (
     mask_model,
     nudge_weights,
@@ -27,18 +22,19 @@ from graphopt.passes.pruning.masked import (
     values_by_name,
 )
 from graphopt.runtime.compare import Comparator
-from graphopt.runtime.session import open_session
+from graphopt.runtime.opening import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
+    import onnx_ir as oir
 
     from graphopt.ir import Model
     from graphopt.passes.pruning.anatomy import Anatomy
     from graphopt.passes.pruning.masked import Describe, Mask, Operands
-    from graphopt.runtime.session import Feeds, Session, Value
+    from graphopt.runtime.session import Feeds, Value
 
 TOLERANCE = 1e-5
 """Largest relative error for float32: rounding in another order leaves about 1e-6 (benchmarks/zoo)."""
@@ -49,7 +45,6 @@ _SUSPECT = 100.0  # tolerances; a wrong cut is farther off than that
 _SHUFFLES = 4  # a net that is dead in one order of its weights, as behind a last Relu, lives in another
 _FLOORS = 4.0  # times what one unit in the last place of the weights changes
 _TOLERANCES = {"FLOAT16": 2e-2, "BFLOAT16": 1e-1}
-_LARGE_BYTES = 256 << 20  # models from this size go through a file, not through one more copy in memory
 
 
 @dataclass(frozen=True)
@@ -226,26 +221,6 @@ def _attributes_of(pruned: Model, names: Iterable[str]) -> dict[str, Mapping[str
 def _run(model: Model, feeds: Sequence[Feeds], where: str) -> list[dict[str, Value]]:
     session = open_model(model, where)
     return [session.run(feed) for feed in feeds]
-
-
-def open_model(model: Model, where: str) -> Session:
-    """Open *model* as it stands, without the runtime's own rewrites; *where* is what errors call it."""
-    if _fits_in_memory(model):
-        return open_session(emit(model).SerializeToString(), optimization="none", where=where)
-    with tempfile.TemporaryDirectory(prefix="graphopt-oracle-") as folder:
-        return open_session(emit_for_runtime(model, Path(folder)), optimization="none", where=where)
-
-
-def _fits_in_memory(model: Model) -> bool:
-    """Return whether *model* is small, and whole without files beside it."""
-    held = [
-        value.const_value
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    ]
-    in_files = any(isinstance(tensor, oir.ExternalTensor) for tensor in held)
-    return not in_files and sum(tensor.nbytes for tensor in held) < _LARGE_BYTES
 
 
 def _relative(

@@ -194,3 +194,26 @@ def test_a_function_is_pruned_through() -> None:
     assert proto.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
     _, kept = prune(proto, macs_ratio=0.55)
     assert list(kept.values()) == [8]
+
+
+def test_an_lstm_of_which_only_the_last_state_is_read() -> None:
+    hidden = 8
+    proto = model_of(
+        [
+            helper.make_node("MatMul", ["x", "w1"], ["m"]),
+            relu("m", "r"),
+            helper.make_node("LSTM", ["r", "w", "u", "b"], ["", "last"], hidden_size=hidden),
+            helper.make_node("MatMul", ["last", "w2"], ["y"]),
+        ],
+        [info("x", [5, 2, 6])],
+        [info("y", [1, 2, 3])],
+        {
+            "w1": array(6, 16),
+            "w": array(1, 4 * hidden, 16, seed=1),
+            "u": array(1, 4 * hidden, hidden, seed=2),
+            "b": array(1, 8 * hidden, seed=3),
+            "w2": array(hidden, 3, seed=4),
+        },
+    )
+    _, kept = prune(proto, params_ratio=0.7, round_to=1, protect=["u"])
+    assert kept["w1[1]"] < 16
