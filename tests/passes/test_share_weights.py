@@ -200,7 +200,10 @@ def test_groups_have_codebooks_of_their_own() -> None:
     assert float(((values - weight) ** 2).sum()) < 0.02 * float((normal(64, 40) ** 2).sum())
 
 
-def test_errors_count_by_what_the_inputs_are() -> None:
+@pytest.mark.parametrize("limit", [1 << 25, 1 << 11])
+def test_errors_count_by_what_the_inputs_are(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(choose, "_SAMPLED_IN_MEMORY", limit)
+    monkeypatch.setattr(choose, "_POINTS", 1 << 11)  # every second element, where the weight is large
     weight = normal(64, 64)
     scale = np.where(np.arange(64) < 16, 10.0, 0.1).astype(np.float32)
     feeds = [{"x": normal(8, 64, seed=9 + k) * scale} for k in range(4)]
@@ -281,15 +284,16 @@ def test_external_weights_are_read_in_blocks_and_come_out_the_same(tmp_path: Pat
     np.testing.assert_array_equal(values_of(onnx.load(tmp_path / "out.onnx"), 301), values_of(inside, 301))
 
 
+@pytest.mark.parametrize("limit", ["_SAMPLED", "_SAMPLED_IN_MEMORY"])
 def test_a_codebook_from_a_part_of_a_large_weight_is_as_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     weight = normal(300, 300)
     proto = matmul(weight)
-    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=limit == "_SAMPLED", size_threshold=0)
     sqnr = []
     for points in (1 << 20, 1 << 14):  # the second one looks at every sixth element
-        monkeypatch.setattr(choose, "_SAMPLED", points)
+        monkeypatch.setattr(choose, limit, points)
         monkeypatch.setattr(choose, "_POINTS", points)
         after, _ = apply(ShareWeights(), load(tmp_path / "m.onnx"), granularity="tensor", check=False)
         save(after, tmp_path / "out.onnx")

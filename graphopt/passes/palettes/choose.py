@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 Granularity = Literal["auto", "tensor", "channel", "group"]
 
 _SAMPLED = 1 << 22
+_SAMPLED_IN_MEMORY = 1 << 25
 _POINTS = 1 << 20
-"""A weight in a file with more elements than the first number is looked at through at most as many of them as
-the second says; its codes are found for all. Sorting and summing take a hundred bytes a point."""
+"""A weight with more elements than the first number where it is in a file, than the second where it is in
+memory, is looked at through at most as many of them as the third says; its codes are found for all. Sorting
+and summing take a hundred bytes a point: not more than 3 GB where the weight is in memory anyway."""
 
 _REFITS = 3
 """Rounds of codebook and scales; each lessens the error, later ones hardly."""
@@ -79,8 +81,8 @@ def choose(candidate: Candidate, importance: Floats | None, wish: Wish) -> Choic
         wish: What is asked for.
     """
     dims = candidate.dims
-    if candidate.size > _SAMPLED and is_in_file(candidate.tensor):
-        return _choose_sampled(candidate, wish)
+    if candidate.size > (_SAMPLED if is_in_file(candidate.tensor) else _SAMPLED_IN_MEMORY):
+        return _choose_sampled(candidate, importance, wish)
     weight = tensors.to_array(candidate.tensor)
     wide = weight.astype(np.float64)
     mass = None if importance is None else np.ascontiguousarray(np.broadcast_to(importance, dims))
@@ -198,18 +200,24 @@ def _grouped(candidate: Candidate, wide: Floats, mass: Floats | None, wish: Wish
     return Palette(np.array(books), bits, candidate.axis, group_size=wish.group_size)
 
 
-def _choose_sampled(candidate: Candidate, wish: Wish) -> Choice:
-    """Choose one codebook from a part of a large weight that lies in a file."""
+def _choose_sampled(candidate: Candidate, importance: Floats | None, wish: Wish) -> Choice:
+    """Choose one codebook from a part of a large weight."""
     step = -(-candidate.size // _POINTS)
     blocks = scan(Matrix(candidate.tensor, candidate.size, 1), lambda block: _every(block, step))
     sample = np.concatenate(blocks).astype(np.float64)
+    mass = None
+    if importance is not None:
+        places = np.unravel_index(np.arange(0, candidate.size, step), candidate.dims)
+        mass = np.broadcast_to(importance, candidate.dims)[places]
     found = Choice(Palette(np.zeros((1, 1)), 8, candidate.axis), 0.0, exact=False)
     for bits in range(1, 9) if wish.bits is None else (wish.bits,):
-        book = make_codebook(sample, None, 1 << bits, wish.spacing)
+        book = make_codebook(sample, mass, 1 << bits, wish.spacing)
         palette = Palette(book[None], bits, candidate.axis)
         codes = codes_of(sample.astype(np.float32), palette, (len(sample),))
-        error = float(((book[codes] - sample) ** 2).sum())
-        db = 10 * math.log10(float((sample**2).sum()) / error) if error > 0 else math.inf
+        errors = (book[codes] - sample) ** 2
+        error = float(np.average(errors, weights=mass))
+        signal = float(np.average(sample**2, weights=mass))
+        db = 10 * math.log10(signal / error) if error > 0 else math.inf
         found = Choice(palette, db, exact=False)
         if db >= wish.sqnr_db:
             break
