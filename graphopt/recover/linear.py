@@ -233,7 +233,7 @@ def linear_of(node: oir.Node, shapes: Shapes | None = None) -> Linear | str:
         if rows.window is None or len(dims) != 2 + len(rows.window.kernel) or 0 in dims:
             return "its weight has no proper shape"
         if input_at(node, 2) is not None and constant_of(input_at(node, 2)) is None:
-            return "its bias is no constant"
+            return f"its bias is no constant{_made_one_by(input_at(node, 2))}"
         targets = Rows(output, 1, Window((1,) * len(rows.window.kernel)))
         groups = int(attribute(node, "group", 1))
         shape = (dims[0], math.prod(dims[1:]))
@@ -255,7 +255,7 @@ def linear_of(node: oir.Node, shapes: Shapes | None = None) -> Linear | str:
     m, d = dims if attribute(node, "transB", 0) else dims[::-1]
     bias = input_at(node, 2)
     if bias is not None and (constant_of(bias) is None or not _is_row(_static_shape(bias), m)):
-        return "its bias is no constant of one number an output"
+        return f"its bias is no constant of one number an output{_made_one_by(bias)}"
     has_bias = bias is not None and _size(bias) == m
     return Linear(node, rows.value, output, output, rows, Rows(output, -1), 1, (m, d), has_bias)
 
@@ -272,6 +272,16 @@ def _static_shape(value: oir.Value) -> tuple[int, ...]:
 
 def _size(value: oir.Value | None) -> int:
     return 0 if value is None else math.prod(_static_shape(value))
+
+
+def _made_one_by(value: oir.Value | None) -> str:
+    """Return which pass makes a constant of *value*, as the end of a sentence; "" where none does."""
+    maker = None if value is None else value.producer()
+    if maker is None or not maker.inputs or constant_of(value) is not None:
+        return ""
+    if any(each is not None and constant_of(each) is None for each in maker.inputs):
+        return ""
+    return f"; {'canonicalize' if is_op(maker, 'Identity') else 'fold-constants'} makes it one"
 
 
 def _like(bias: Matrix, old: oir.Value | None) -> Matrix:

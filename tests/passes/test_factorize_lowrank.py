@@ -12,7 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt.errors import DataError, GateFailed, OptionError
 from graphopt.ir.cost import measure_cost
 from graphopt.ir.lower import lower
+from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.factorize_lowrank import FactorizeLowrank
+from graphopt.passes.fold_constants import FoldConstants
 from graphopt.pipeline.options import build_options
 from graphopt.runtime.measurements import Measured
 from tests.passes.harness import (
@@ -548,6 +550,28 @@ def test_grouped_convolutions_are_skipped() -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], group=4, name="dw")
     _, report = apply(PASS, model_of([node], {"w": weight}, ["n", 8, 6, 6]), rank=2, **LOOSE)
     assert report.skipped == (("Conv 'dw'", "grouped convolutions have small weights already"),)
+
+
+@pytest.mark.parametrize(
+    ("maker", "pass_"), [("Identity", Canonicalize()), ("Neg", FoldConstants())], ids=["identity", "computed"]
+)
+def test_a_bias_that_another_pass_makes_constant_names_it(maker: str, pass_: Any) -> None:
+    generator = np.random.default_rng(13)
+    weights = {
+        "w": generator.normal(size=(8, 8)).astype(np.float32),
+        "b": generator.normal(size=8).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node(maker, ["b"], ["c"]),
+        helper.make_node("Gemm", ["x", "w", "c"], ["y"], name="g"),
+    ]
+    before = model_of(nodes, weights, ["n", 8])
+    _, report = apply(PASS, before, rank=2, **LOOSE)
+    ((_, reason),) = report.skipped
+    assert reason == f"its bias is no constant of one number an output; {pass_.info.name} makes it one"
+    made, _ = apply(pass_, before)
+    _, report = apply(PASS, made, rank=2, **LOOSE)
+    assert report.counts["factorized"] == 1
 
 
 def test_golden() -> None:
