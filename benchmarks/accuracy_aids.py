@@ -1,4 +1,4 @@
-"""What equalize-ranges and correct-bias give back of what coarse codes take, on trained models with a metric.
+"""What equalize-ranges, correct-bias and error feedback give back of what coarse codes take, on trained models with a metric.
 
 For every case: run the pipeline on calibration feeds, then the task's metric on its evaluation feeds, and
 over the same feeds how the first output agrees with that of the original: signal to noise, and the share of
@@ -35,9 +35,17 @@ TENSOR, CHANNEL = "insert-qdq{measure=off,per_channel=false}", "insert-qdq{measu
 EQUAL = "equalize-ranges{clip=per-channel}"
 BIAS = "correct-bias"
 PALETTE = "share-weights{bits=4}"
+
+
+def _fed(step: str) -> str:
+    """The same step with error feedback."""
+    return step.removesuffix("}") + ",feedback=true}"
+
+
 PIPELINES = (
-    CHANNEL, f"{CHANNEL},{BIAS}", TENSOR, f"{TENSOR},{BIAS}", f"{EQUAL},{TENSOR}", f"{EQUAL},{TENSOR},{BIAS}",
-    PALETTE, f"{PALETTE},{BIAS}",
+    CHANNEL, f"{CHANNEL},{BIAS}", _fed(CHANNEL), f"{_fed(CHANNEL)},{BIAS}",
+    TENSOR, _fed(TENSOR), f"{_fed(TENSOR)},{BIAS}", f"{TENSOR},{BIAS}", f"{EQUAL},{TENSOR}", f"{EQUAL},{TENSOR},{BIAS}",
+    PALETTE, f"{PALETTE},{BIAS}", _fed(PALETTE),
 )  # fmt: skip
 TASKS = {"mobilenetv2": 100, "resnet8": 200, "cifar-resnet20": 200, "squeezenet": 100}
 """Calibration feeds of each task."""

@@ -76,7 +76,13 @@ def _rank(ratio: float, drop: float) -> dict[str, Case]:
     }
 
 
-_LLAMA = "synthesize-constants,prune-channels{params_ratio=0.8,units=[heads,hidden],rows_per_sample=512,"
+def _llama(ratio: float, options: str, drop: float | None = None) -> Case:
+    """The small Llama's MLPs and heads cut to *ratio* of its parameters."""
+    cut = f"params_ratio={ratio:g},units=[heads,hidden],rows_per_sample=512,{TIGHT},{options}"
+    return Case("stories-llama", f"synthesize-constants,prune-channels{{{cut}}}", 32, drop)
+
+
+_OUTPUT = f"criterion=obs,sensitivity=output,{LS},ridge=auto"
 _INT4 = "upgrade-opset{to=21},quantize-weights{bits=4,block_size=32"
 
 CASES = {
@@ -106,14 +112,10 @@ CASES = {
     "anomaly-ae-lowrank": Case(
         "anomaly-ae", "factorize-lowrank{macs_ratio=0.5,round_to=8,min_gain=1}", 3920, 0.005, None, 1.5
     ),
-    "llama-80-l1": Case("stories-llama", f"{_LLAMA}{TIGHT},criterion=l1}}", 32),
-    "llama-80-obs-ls": Case("stories-llama", f"{_LLAMA}{TIGHT},scope=family,criterion=obs,{LS}}}", 32, 0.15),
-    "llama-80-obs-output": Case(
-        "stories-llama",
-        f"{_LLAMA}{TIGHT},criterion=obs,sensitivity=output,{LS},ridge=auto}}",
-        32,
-        0.15,
-    ),
+    "llama-80-l1": _llama(0.8, "criterion=l1"),
+    "llama-80-obs-ls": _llama(0.8, f"scope=family,criterion=obs,{LS}", 0.15),
+    "llama-80-obs-output": _llama(0.8, _OUTPUT, 0.15),
+    **{f"llama-{round(100 * ratio)}-obs-output": _llama(ratio, _OUTPUT) for ratio in (0.85, 0.9, 0.93, 0.96)},
     "llama-int4": Case("stories-llama", f"{_INT4}}}", 32),
     "llama-int4-feedback": Case("stories-llama", f"{_INT4},feedback=true}}", 32),
 }
