@@ -111,7 +111,8 @@ class Gram:
     @staticmethod
     def of(rows: npt.NDArray[Any]) -> Gram:
         """Return the Gram matrix of *rows*, [n, d]."""
-        wide = np.concatenate([rows.astype(np.float64), np.ones((len(rows), 1))], axis=1)
+        wide = np.ones((len(rows), rows.shape[1] + 1))
+        wide[:, :-1] = rows
         return Gram(len(rows), wide.T @ wide)
 
     @property

@@ -100,7 +100,7 @@ def regularise(covariance: Matrix, count: int, ridge: float, stage: str) -> Regu
     scale = max(float(np.trace(symmetric)) / max(size, 1), _LEAST_SCALE)
     if count < ROWS_PER_UNKNOWN * size:
         risen = _ridge_for(symmetric, scale, max(count, 1) / ROWS_PER_UNKNOWN, ridge)
-        if risen > ridge or count <= size:
+        if f"{risen:.3g}" != f"{ridge:.3g}":  # few rows may still be enough for the few directions that vary
             unknowns = f"{count} rows for {size + 1} unknowns"
             notes.append(f"{stage}: {unknowns}; the ridge rises from {ridge:.3g} to {risen:.3g}")
         ridge = risen

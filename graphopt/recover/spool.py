@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Spool:
             for entry in self._index:
                 values: Arrays = {}
                 for name, (dtype, shape) in zip(self.names, entry, strict=True):
-                    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+                    size = math.prod(shape) * dtype.itemsize
                     values[name] = np.frombuffer(file.read(size), dtype).reshape(shape)
                 yield values
 

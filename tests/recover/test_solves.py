@@ -204,6 +204,10 @@ def test_few_rows_leave_few_effective_unknowns() -> None:
     assert np.sum(values / (values + got.penalty)) == pytest.approx(20 / 4, rel=1e-3)
     assert "20 rows for 13 unknowns" in got.notes[0]
     assert not regularise(covariance, 48, 1e-3, "s").notes
+    # Rows that vary in one direction alone have one unknown, however long they are.
+    thin = regularise(np.outer(covariance[0], covariance[0]), 8, 1e-3, "s")
+    assert thin.ridge == 1e-3
+    assert not thin.notes
 
 
 def test_the_ridge_is_chosen_on_samples_that_are_held_out() -> None:
