@@ -88,6 +88,11 @@ class PruneChannels(Pass):
             default=None, ge=0, description="seed of the random criterion; none: that of the run (a number)"
         )
         recover: Recover = "none"
+        compensate: bool = Field(
+            default=True,
+            description="fit each weight on what the model computes with all cuts before it, so that it makes"
+            " up for them; false: on what the original computes there (true or false)",
+        )
         refit: Literal["changed", "all"] = Field(
             default="all",
             description="weights that recover=least-squares fits: those that lose inputs, or all behind the"
@@ -118,6 +123,8 @@ class PruneChannels(Pass):
             self.require_one_budget("plan")
             if self.sensitivity == "output" and self.criterion != "obs":
                 raise ValueError(f"sensitivity=output weighs losses of criterion=obs, got {self.criterion}")
+            if self.sweeps > 1 and not self.compensate:
+                raise ValueError("sweeps make up for what others have lost; compensate=false has one")
             if self.max_rounds > 1 and self.time_ratio is not None:
                 raise ValueError("time_ratio is reached in one round; max_rounds must be 1")
             return self

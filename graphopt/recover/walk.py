@@ -187,6 +187,8 @@ class Walk:
         hold_out: Whether some samples are set aside to choose the ridge of each stage on.
         start: The student to begin with, the same graph with other weights: that of a walk before; by default
             it is the model as it was.
+        own_stream: Whether stages see what the original computes instead of what the student does, so that
+            none makes up for what others have lost.
 
     Attributes:
         student: The model whose weights the caller changes, through :meth:`write`.
@@ -202,6 +204,7 @@ class Walk:
     provider: str = "cpu"
     hold_out: bool = False
     start: Model | None = None
+    own_stream: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)
     effort: Effort = field(default_factory=Effort)
 
@@ -210,11 +213,9 @@ class Walk:
         self._types = types_of(self.model, self.shapes)
         self.student = (self.start or self.model).clone()
         self._teacher_stream, self._student_stream = _Stream(self.model), _Stream(self.student)
-        self._edited = self.start is not None
+        self._edited = self.start is not None and not self.own_stream
         self._at = 0
-        self._frontier: tuple[str, ...] = tuple(
-            value.name or "" for value in self.model.graph.inputs if not value.is_initializer()
-        )
+        self._frontier = _inputs_of(self.model)
         self._order = list(self.model.graph)
         self._positions = {node: index for index, node in enumerate(self._order)}
         self._stack = contextlib.ExitStack()
@@ -229,9 +230,7 @@ class Walk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stream in (self._teacher_stream, self._student_stream):
-            if stream.spool is not None:
-                stream.spool.remove()
+        self._drop_spools()
         self._stack.close()
 
     def stages(self, nodes: Iterable[oir.Node] | None = None) -> tuple[Stage, ...]:
@@ -287,9 +286,8 @@ class Walk:
         """Give the student's operator of *stage* another weight [m, d] and bias [m]."""
         node = self._student_node(stage)
         replace(stage.linear, node=node).write(self.student, weight, bias)
-        if not self._edited:
-            # Until now both were one; from here on the student has activations of its own.
-            self._edited = True
+        # Until now both streams were one; from here on the student has activations of its own.
+        self._edited = not self.own_stream
 
     def bypass(self, output: str, operand: int) -> None:
         """Let the student pass operand *operand* of the node that makes *output* on in its place.
@@ -312,6 +310,9 @@ class Walk:
     def finish(self) -> Agreement:
         """Run both to the end and return how their outputs agree."""
         agreement = Agreement()
+        if self.own_stream:  # what the student computes is not known anywhere yet
+            self._drop_spools()
+            self._frontier = _inputs_of(self.model)
         outputs = [value.name or "" for value in self.model.graph.outputs]
         outputs = [name for name in outputs if name]
         teacher = Segment(self.model, self._frontier, outputs, self._types, self.provider)
@@ -366,13 +367,17 @@ class Walk:
             spools[0].append(teacher.run(one))
             if student is not None:
                 spools[1].append(student.run(two))
-        for stream in (self._teacher_stream, self._student_stream):
-            if stream.spool is not None:
-                stream.spool.remove()
+        self._drop_spools()
         self._teacher_stream.spool = spools[0]
         self._student_stream.spool = spools[1] if student is not None else None
         self._frontier = names
         self._at = position
+
+    def _drop_spools(self) -> None:
+        for stream in (self._teacher_stream, self._student_stream):
+            if stream.spool is not None:
+                stream.spool.remove()
+                stream.spool = None
 
     def _spool(self, names: Sequence[str]) -> Spool:
         self._files += 1
@@ -381,9 +386,8 @@ class Walk:
     def _collect(self, stage: Stage) -> list[Moments]:
         linear = stage.linear
         teacher = Segment(self.model, self._frontier, stage.wanted, self._types, self.provider)
-        student = Segment(
-            self.student, self._frontier, (linear.source, *stage.others), self._types, self.provider
-        )
+        seen = self.model if self.own_stream else self.student
+        student = Segment(seen, self._frontier, (linear.source, *stage.others), self._types, self.provider)
         groups = linear.groups
         m, d = linear.shape
         parts = {name: GroupedMoments(groups, d, m // groups) for name in ("fit", "held")}
@@ -437,6 +441,10 @@ class Walk:
     def _note_effort(self) -> None:
         self.effort.cpu_s = time.process_time() - self._started
         self.effort.peak_bytes = peak_bytes()
+
+
+def _inputs_of(model: Model) -> tuple[str, ...]:
+    return tuple(value.name or "" for value in model.graph.inputs if not value.is_initializer())
 
 
 def _target(stage: Stage, want: Mapping[str, Any], have: Mapping[str, Any]) -> npt.NDArray[Any]:

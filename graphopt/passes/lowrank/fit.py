@@ -91,7 +91,6 @@ def compensated(
     spill: Spill,
     *,
     ridge: float,
-    own_stream: bool,
     whiten: bool,
     refit_others: bool,
     keep: Sequence[str] = (),
@@ -105,7 +104,6 @@ def compensated(
         ways: How each is written.
         spill: Where what is made of weights in files waits.
         ridge: Relative ridge of the solves.
-        own_stream: Fit each weight to its own outputs on the original's activations instead.
         whiten: Cut in the space of the outputs.
         refit_others: Whether the weights that stay whole are fitted too.
         keep: Patterns of names of nodes that stay as they are.
@@ -143,8 +141,7 @@ def compensated(
         else:
             solution = solve_groups(moments, weight, bias, stage=linear.where, ridge=ridge, free_bias=free)
         new_bias = solution.bias if free else None
-        if not own_stream:
-            walk.write(stage, solution.weight, new_bias)
+        walk.write(stage, solution.weight, new_bias)
         fit.fitted.append(
             rewrite.whole(linear, solution.weight, new_bias, spill)
             if factors is None
@@ -155,8 +152,7 @@ def compensated(
         fit.stages.append(
             StageReport(linear.where, solution.residual_before, solution.residual_after, solution.ridge, rows)
         )
-    if not own_stream:
-        fit.extra["agreement"] = walk.finish().as_json()
+    fit.extra["agreement"] = walk.finish().as_json()
     fit.extra["effort"] = walk.effort.as_json()
     fit.extra["stages"] = [stage.as_json() for stage in fit.stages]
     return fit

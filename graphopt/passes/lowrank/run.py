@@ -294,15 +294,20 @@ class Run:
             for here in (False, True)
         )
         alone = fit.plain(self.candidates, inside, self._split, self.means, self.spill)
-        start = self._with(alone.fitted) if alone.fitted and options.compensate else None
-        with Walk(self.model, feeds, options.rows_per_sample, self.context.seed, start=start) as walk:
+        with Walk(
+            self.model,
+            feeds,
+            options.rows_per_sample,
+            self.context.seed,
+            start=self._with(alone.fitted) if alone.fitted else None,
+            own_stream=not options.compensate,
+        ) as walk:
             done = fit.compensated(
                 walk,
                 self.candidates,
                 outside,
                 self.spill,
                 ridge=options.ridge,
-                own_stream=not options.compensate,
                 whiten=options.whiten,
                 refit_others=options.refit == "all" and options.compensate,
                 keep=options.keep,

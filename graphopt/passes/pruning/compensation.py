@@ -68,6 +68,7 @@ class Recovery:
         rows_per_sample: Positions drawn from each sample.
         seed: Seed of the draws.
         sweeps: Walks through the model; the units are final behind the first.
+        own_stream: Whether stages see what the original computes, so that none makes up for another.
         selection: Ridge with which the units of a family are chosen anew, where it is not *ridge*.
         protect: Patterns of names of nodes and weights that stay as they are.
     """
@@ -80,6 +81,7 @@ class Recovery:
     rows_per_sample: int
     seed: int
     sweeps: int = 1
+    own_stream: bool = False
     selection: Mapping[str, float] = field(default_factory=dict)
     protect: tuple[str, ...] = ()
 
@@ -89,12 +91,13 @@ class Recovery:
         return cls(
             method=options.recover,
             reselect=options.criterion == "obs" and options.plan is None,
-            refit_all=options.refit == "all",
+            refit_all=options.refit == "all" and options.compensate,
             ridge=RIDGE if options.ridge == "auto" else options.ridge,
             hold_out=options.ridge == "auto",
             rows_per_sample=options.rows_per_sample,
             seed=seed,
             sweeps=options.sweeps,
+            own_stream=not options.compensate,
             selection=selection,
             protect=tuple(options.protect),
         )
@@ -211,6 +214,7 @@ class _Fitter:
                 recovery.seed + sweep,
                 hold_out=recovery.hold_out,
                 start=student,
+                own_stream=recovery.own_stream,
             ) as walk:
                 found, stages = self._sweep(walk, again=sweep > 0)
                 if not found and sweeps:

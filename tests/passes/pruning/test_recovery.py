@@ -121,6 +121,55 @@ def test_the_refit_is_the_least_squares_solution() -> None:
     np.testing.assert_allclose(weights["b2"], best[-1], atol=2e-4)
 
 
+def test_without_compensation_each_reader_is_fitted_to_the_original() -> None:
+    model, feeds = residual(), images()
+    options: dict[str, Any] = {
+        "macs_ratio": 0.6,
+        "round_to": 1,
+        "criterion": "l1",
+        "recover": "least-squares",
+    }
+    options |= {"rows_per_sample": 64, "ridge": 1e-9, "refit": "changed", "protect": ["ws"]}
+    after, report = apply(PASS, model, data=feeds, compensate=False, **options)
+    recovery: Any = report.extra["recovery"]
+    readers = [stage["where"] for stage in recovery["stages"]]
+    assert readers == ["Conv 'conv_z0'", "Conv 'conv_z1'", "Conv 'conv_z2'"]
+    # Each loses what it would lose if it alone were cut, in the original.
+    plan = {item["family"]: item["keep_units"] for item in report.extra["plan"] if "keep_units" in item}  # type: ignore[attr-defined]
+    for block, stage in enumerate(recovery["stages"]):
+        kept = plan[f"wa{block}[0]"]
+        seen = [f"q{block}", f"z{block}"]
+        values = [inner(model, feed, seen) for feed in feeds]
+        rows = np.concatenate([patches(one[0][:, kept]) for one in values])
+        wanted = np.concatenate([one[1].transpose(0, 2, 3, 1).reshape(-1, 8) for one in values])
+        rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+        left = wanted - rows @ np.linalg.lstsq(rows, wanted)[0]
+        expected = np.sum(left**2) / np.sum((wanted - wanted.mean(axis=0)) ** 2)
+        assert stage["residual_after"] == pytest.approx(expected, rel=1e-3)
+    one, two = session_for(model), session_for(after)
+    pairs = [(run_feeds(one, feed)["y"], run_feeds(two, feed)["y"]) for feed in feeds]
+    noise = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
+    sqnr = 10 * np.log10(sum(float(np.sum(a**2)) for a, _ in pairs) / noise)
+    assert recovery["agreement"]["sqnr_db"] == pytest.approx(sqnr, abs=0.01)
+    with_it, _ = apply(PASS, model, data=feeds, **options)
+    assert error(model, with_it, feeds) < error(model, after, feeds)
+
+
+def inner(model: onnx.ModelProto, feed: dict[str, Any], names: list[str]) -> list[np.ndarray]:
+    """What onnxruntime computes for values inside of *model*."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    found = run_feeds(session_for(copy), feed)
+    return [np.asarray(found[name], np.float64) for name in names]
+
+
+def patches(images: np.ndarray) -> np.ndarray:
+    """Rows of a 3 x 3 convolution with a border of one, [positions, channels * 9]."""
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    return windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * 9)
+
+
 def test_bias_only_moves_the_mean_and_nothing_else() -> None:
     model, feeds = mlp(copies=0), vectors()
     options: dict[str, Any] = {"params_ratio": 0.6, "criterion": "l1", "round_to": 1}
