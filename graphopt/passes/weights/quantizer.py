@@ -165,6 +165,8 @@ class Quantizer:
             return f"onnxruntime {self._release} does not fuse it; {rules.fused_since} does"
         if any(places.is_quantised_behind(use.node) for use in weight.uses):
             return "what it gives is quantised again"
+        if reason := self._mixed_up(layout[1]):
+            return reason
         if any(use.node.graph is not weight.value.graph for use in weight.uses):
             return "a body reads it from outside, which the runtime does not fuse"
         inputs, columns, _ = layout
@@ -180,6 +182,18 @@ class Quantizer:
         if self._model.opset < _OPSETS["axis"]:
             return f"DequantizeLinear with a scale a channel needs opset {_OPSETS['axis']}"
         return self._blocked(rules, weight)
+
+    def _mixed_up(self, columns: int) -> str:
+        """Return why DequantizeLinear in front of a product is computed wrongly; "" where it is not.
+
+        onnxruntime 1.32.0 turns the codes when it fuses, and takes rows of 2 bits to begin at whole bytes.
+        """
+        per_byte = 8 // self._settings.bits
+        if self._settings.bits != 2 or columns % per_byte == 0:
+            return ""
+        return (
+            f"the runtime mixes up codes of 2 bits in {columns} columns, which is no multiple of {per_byte}"
+        )
 
     def _rows(self, node: oir.Node) -> int | None:
         """Return how many rows *node* multiplies at a time, or None where a dim is not known."""
@@ -244,6 +258,9 @@ class Quantizer:
         last = places.contracts_last(weight)
         if layout is None and len(weight.dims) == 2 and last is False:
             layout = (*weight.dims, False)
+        if layout is not None and self._rules is not None and (reason := self._mixed_up(layout[1])):
+            self._folded(weight, reason)
+            return
         if layout is not None:
             codes, block = self._product_codes(weight, layout)
             axis, uses = 0 if block else 1, weight.uses
