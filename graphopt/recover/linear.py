@@ -75,9 +75,9 @@ class Linear:
 
     @property
     def shares_weight(self) -> bool:
-        """Whether something else reads the weight too."""
+        """Whether something else reads the weight too, callers of the model included."""
         weight = self.node.inputs[1]
-        return weight is None or len(weight.uses()) > 1
+        return weight is None or len(weight.uses()) > 1 or weight.is_graph_output()
 
     def is_named_by(self, patterns: Iterable[str]) -> bool:
         """Return whether one of *patterns* (* and ?) fits the node, its output or its weight."""

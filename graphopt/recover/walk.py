@@ -233,6 +233,17 @@ class Walk:
         self._drop_spools()
         self._stack.close()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not as it should be with the samples that were walked over."""
+        samples = self.effort.samples
+        if not self.hold_out or samples >= _LEAST_HELD:
+            return ()
+        few = f"{samples} sample{'s'[: samples != 1]}"
+        return (
+            f"ridge=auto: {few}, too few to hold some out (expected {_LEAST_HELD}): the ridge is the default",
+        )
+
     def stages(self, nodes: Iterable[oir.Node] | None = None) -> tuple[Stage, ...]:
         """Return the stages among *nodes* of the main graph (by default all of them), in graph order.
 

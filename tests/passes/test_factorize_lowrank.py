@@ -538,6 +538,17 @@ def test_one_rank_holds_for_every_form(form: str) -> None:
     assert error_of(conv(), after, feeds) < error_of(conv(), kept, feeds)
 
 
+def test_a_weight_that_the_model_puts_out_is_not_refitted() -> None:
+    """A copy of its own would make the file larger, beside the one that callers read."""
+    model = chain()
+    model.graph.output.append(helper.make_tensor_value_info("w2", TensorProto.FLOAT, [40, 40]))
+    after, report = apply(PASS, model, data=feeds_for((40, 40)), weight_ratio=0.5, **LOOSE)
+    stages: Any = report.extra["stages"]
+    assert [stage["where"] for stage in stages] == ["Gemm 'first'"]
+    assert report.extra["params_ratio"] < 1  # type: ignore[operator]
+    assert "w2" in after.graph.initializers
+
+
 def test_names_can_be_kept() -> None:
     _, report = apply(PASS, chain(), rank=4, keep=("fir*",), **LOOSE)
     assert ("Gemm 'first'", "kept by name") in report.skipped

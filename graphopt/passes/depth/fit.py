@@ -112,6 +112,7 @@ def fit_without(model: Model, blocks: Sequence[Block], feeds: Iterable[Feeds], r
             before, after = solution.residual_before, solution.residual_after
             stages.append(StageReport(linear.where, before, after, solution.ridge, rows))
         agreement = walk.finish()
+        notes |= dict.fromkeys(walk.notes)
     report: dict[str, object] = {
         "method": recovery.method,
         "stages": [stage.as_json() for stage in stages],

@@ -221,6 +221,7 @@ class _Fitter:
                     break
                 done |= found
                 agreement = walk.finish()
+                self.notes |= dict.fromkeys(walk.notes)
                 student = walk.student
             sweeps.append(
                 {

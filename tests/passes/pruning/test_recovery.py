@@ -718,6 +718,20 @@ def test_agreement_is_told_also_where_nothing_can_be_fitted() -> None:
     assert recovery["agreement"]["sqnr_db"] == pytest.approx(sqnr, abs=0.01)
 
 
+@pytest.mark.parametrize("count", [15, 16])
+def test_too_few_samples_to_hold_some_out_are_told(count: int) -> None:
+    options: dict[str, Any] = {
+        "macs_ratio": 0.7,
+        "round_to": 1,
+        "criterion": "l1",
+        "recover": "least-squares",
+    }
+    _, report = apply(PASS, residual(), data=images(count), ridge="auto", **options)
+    told = [warning for warning in report.warnings if "ridge=auto" in warning]
+    expected = "ridge=auto: 15 samples, too few to hold some out (expected 16): the ridge is the default"
+    assert told == ([expected] if count < 16 else [])
+
+
 def test_samples_limit_what_is_used() -> None:
     _, report = apply(
         PASS, residual(), data=images(), macs_ratio=0.7, criterion="l1", recover="bias", samples=5, round_to=1
