@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graphopt.ir.rewrite import is_op, sole_user
-from graphopt.recover.solve import refit_bias_groups, solve_groups
+from graphopt.recover.solve import MANY_GROUPS, refit_bias_groups, solve_groups
 from graphopt.recover.walk import StageReport, Walk
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from graphopt.recover.solve import Solution
     from graphopt.recover.walk import Stage
     from graphopt.runtime.session import Feeds
-
-_MOST_GROUPS = 32
-"""Convolutions of more groups than this (depthwise ones) are left alone: each group is a solve of its own."""
 
 _PASSING = frozenset({"Dropout", "Identity", "Relu"})
 """What may stand between two sums of a stream, of which once is as good as twice."""
@@ -140,7 +137,7 @@ def _solve(walk: Walk, stage: Stage, recovery: Recovery) -> tuple[Solution, int]
 def _why_not(linear: Linear, protect: Sequence[str]) -> str:
     if linear.is_named_by(protect):
         return "protected"
-    if linear.groups > _MOST_GROUPS:
+    if linear.groups > MANY_GROUPS:
         return f"it has {linear.groups} groups"
     return "others read its weight too" if linear.shares_weight else ""
 

@@ -27,7 +27,7 @@ from graphopt.ir.semantics import key_of
 from graphopt.passes.pruning.oracle import masked_as_cut
 from graphopt.passes.pruning.readers import Reader, columns_of, reader_of
 from graphopt.recover.selection import Problem, trajectory
-from graphopt.recover.solve import RIDGE, refit_bias_groups, solve_groups
+from graphopt.recover.solve import MANY_GROUPS, RIDGE, refit_bias_groups, solve_groups
 from graphopt.recover.walk import StageReport, Walk
 
 if TYPE_CHECKING:
@@ -49,10 +49,6 @@ if TYPE_CHECKING:
     Fitted = tuple[Linear, Matrix, Matrix | None]
     """An operator, its weight [m, d] and, where it has one, its bias [m]."""
     Bools = npt.NDArray[np.bool_]
-
-_MOST_GROUPS = 32
-"""Convolutions of more groups than this (depthwise ones) are left to further sweeps: each group is a solve of
-its own."""
 
 
 @dataclass(frozen=True)
@@ -271,13 +267,18 @@ class _Fitter:
         return done, stages
 
     def _may_refit(self, linear: Linear, *, again: bool) -> bool:
-        return (
-            self.recovery.method == "least-squares"
-            and self.recovery.refit_all
-            and (again or linear.groups <= _MOST_GROUPS)
-            and not linear.shares_weight
-            and not linear.is_named_by(self.recovery.protect)
-        )
+        """Return whether an operator that loses nothing is fitted too."""
+        recovery = self.recovery
+        if recovery.method != "least-squares" or not recovery.refit_all:
+            return False
+        if linear.shares_weight or linear.is_named_by(recovery.protect):
+            return False
+        if linear.groups <= MANY_GROUPS or again:
+            return True
+        if recovery.sweeps == 1:
+            reason = f"not fitted: it has {linear.groups} groups; sweeps=2 fits it"
+            self.outcome.skipped.append((linear.where, reason))
+        return False
 
     def _solve(self, walk: Walk, stage: Stage, reads: Sequence[tuple[str, Reader]]) -> tuple[Solution, int]:
         linear = stage.linear

@@ -257,6 +257,8 @@ def test_a_second_sweep_fits_depthwise_convolutions_too() -> None:
             PASS, model, data=images(60), macs_ratio=0.3, round_to=1, recover="least-squares", sweeps=sweeps
         )
         found[sweeps], losses[sweeps] = report.extra["recovery"], error(model, after, held)
+        named = ("Conv 'conv_y'", "not fitted: it has 40 groups; sweeps=2 fits it") in report.skipped
+        assert named == (sweeps == 1)
     once: Any = found[1]
     twice: Any = found[2]
     assert losses[2] < 0.99 * losses[1]
