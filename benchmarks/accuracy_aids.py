@@ -1,4 +1,4 @@
-"""What equalize-ranges, correct-bias and error feedback give back of what coarse codes take, on trained models with a metric.
+"""What equalize-ranges, correct-bias and error feedback give back of what coarse codes take, on tasks.
 
 For every case: run the pipeline on calibration feeds, then the task's metric on its evaluation feeds, and
 over the same feeds how the first output agrees with that of the original: signal to noise, and the share of
@@ -44,7 +44,8 @@ def _fed(step: str) -> str:
 
 PIPELINES = (
     CHANNEL, f"{CHANNEL},{BIAS}", _fed(CHANNEL), f"{_fed(CHANNEL)},{BIAS}",
-    TENSOR, _fed(TENSOR), f"{_fed(TENSOR)},{BIAS}", f"{TENSOR},{BIAS}", f"{EQUAL},{TENSOR}", f"{EQUAL},{TENSOR},{BIAS}",
+    TENSOR, _fed(TENSOR), f"{_fed(TENSOR)},{BIAS}", f"{TENSOR},{BIAS}", f"{EQUAL},{TENSOR}",
+    f"{EQUAL},{TENSOR},{BIAS}",
     PALETTE, f"{PALETTE},{BIAS}", _fed(PALETTE),
 )  # fmt: skip
 TASKS = {"mobilenetv2": 100, "resnet8": 200, "cifar-resnet20": 200, "squeezenet": 100}
