@@ -302,7 +302,7 @@ def _described(field: pydantic.fields.FieldInfo) -> str:
 def _option_error(
     error: pydantic.ValidationError, options_type: type[PassOptions], values: Mapping[str, object], owner: str
 ) -> OptionError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    first, *others = error.errors(include_url=False, include_context=False)
     name = str(first["loc"][0]) if first["loc"] else ""
     text = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
     if name not in options_type.model_fields:
@@ -315,6 +315,10 @@ def _option_error(
             hint=_described(field),
         )
     text = text.replace("Input should", "it should", 1)
+    # An option of several types fails for each of them: what any of them takes is what may be given.
+    alike = [other["msg"].rstrip(".") for other in others if other["loc"][:1] == first["loc"][:1]]
+    choices = [each.removeprefix("Input should be ") for each in alike if each.startswith("Input should be ")]
+    text = " or ".join(dict.fromkeys([text, *choices]))
     got = _shown(printed(values[name]))
     return OptionError(
         f"option {name!r} is out of range: {text[:1].lower() + text[1:]}, got {got}",

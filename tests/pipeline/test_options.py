@@ -131,6 +131,17 @@ def test_refuses_in_plain_words(name: str, raw: object, words: str) -> None:
     assert "pydantic" not in str(caught.value).lower()
 
 
+class Either(PassOptions):
+    """An option of two types, as ridge of prune-channels."""
+
+    ridge: Literal["auto"] | Annotated[float, Field(gt=0.0)] = 0.5
+
+
+def test_what_any_type_of_an_option_takes_is_named() -> None:
+    with pytest.raises(OptionError, match=r"it should be 'auto' or greater than 0, got '-1.0'"):
+        build_options(Either, {"ridge": "-1"}, owner="p")
+
+
 def test_unknown_option_names_the_nearest() -> None:
     with pytest.raises(OptionError, match=r"no option 'cuont'.*Did you mean 'count'"):
         build(cuont="1")
