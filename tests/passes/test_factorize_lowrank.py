@@ -538,6 +538,22 @@ def test_one_rank_holds_for_every_form(form: str) -> None:
     assert error_of(conv(), after, feeds) < error_of(conv(), kept, feeds)
 
 
+@pytest.mark.parametrize("recover", ["bias", "least-squares"])
+def test_the_agreement_is_that_of_the_result(recover: str) -> None:
+    model, feeds = noisy(), feeds_for((2, 12, 8, 8))
+    after, report = apply(PASS, model, data=feeds, weight_ratio=0.5, recover=recover, **LOOSE)
+    one, two = session_for(model), session_for(after)
+    pairs = [(run_feeds(one, feed)["y"], run_feeds(two, feed)["y"]) for feed in feeds]
+    noise, signal = (
+        sum(float(np.sum(part)) for part in parts)
+        for parts in (((a - b) ** 2 for a, b in pairs), (a**2 for a, _ in pairs))
+    )
+    agreement: Any = report.extra["agreement"]
+    assert agreement["sqnr_db"] == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
+    effort: Any = report.extra["effort"]
+    assert effort["samples"] == len(feeds)
+
+
 def test_a_weight_that_the_model_puts_out_is_not_refitted() -> None:
     """A copy of its own would make the file larger, beside the one that callers read."""
     model = chain()

@@ -283,7 +283,12 @@ class Run:
     def _fit(self, chosen: Chosen, feeds: Iterable[Feeds] | None) -> fit.Fit:
         options = self.options
         if options.recover != "least-squares" or feeds is None:
-            return fit.plain(self.candidates, chosen.ways, self._split, self.means, self.spill)
+            done = fit.plain(self.candidates, chosen.ways, self._split, self.means, self.spill)
+            if options.recover == "bias" and feeds is not None:
+                with Walk(self.model, feeds, start=self._with(done.fitted)) as walk:
+                    done.extra["agreement"] = walk.finish().as_json()
+                done.extra["effort"] = walk.effort.as_json()
+            return done
         # What stands in bodies cannot be walked: it is cut by itself, and the walk sees it so.
         walked = set(self.model.graph)
         inside, outside = (
