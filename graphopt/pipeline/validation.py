@@ -46,7 +46,8 @@ def open_feeds(
 ) -> tuple[Iterable[Feeds], tuple[str, ...]]:
     """Return the feeds that *data* names, checked against the inputs of *model*, and warnings about them.
 
-    Open dims of random feeds are 1, or where the model does not run with that, a size with which it does.
+    Open dims of random feeds are 1, or where the model does not run with that or all its outputs are one
+    number, a size with which it does better.
 
     Raises:
         PathError: The data does not exist.
@@ -94,7 +95,9 @@ def _of_sizes(sizes: Mapping[str, int]) -> tuple[str, ...]:
     if not sizes:
         return ()
     listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    return (f"random inputs are of {listed}, because the model does not run with 1; --dim sets other sizes",)
+    return (
+        f"random inputs are of {listed}, with which the model runs and its outputs vary; --dim sets others",
+    )
 
 
 def choose_providers(names: Sequence[str], target: Target | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from graphopt.errors import DataError, GraphoptError
 from graphopt.runtime.feeds import free_dims, input_specs, random_feeds
 from graphopt.runtime.session import open_session
@@ -15,12 +17,15 @@ if TYPE_CHECKING:
 
     from graphopt.ir import Model
     from graphopt.runtime.feeds import InputSpec
-    from graphopt.runtime.session import Feeds, Session
+    from graphopt.runtime.session import Feeds, Session, Tensor, Value
 
 _LARGE_BYTES = 256 << 20  # models from this size go through a file, not through one more copy in memory
 
 _SIZES = (1, 64, 32, 16, 4, 128, 224, 256, 320, 512, 576, 640)
 """What open dims are tried with. 1 is what they count as elsewhere; a detector halves an image five times."""
+
+
+_MOST_DULL = 4  # sizes with which all outputs are one number, before the first of them has to do
 
 
 def open_model(model: Model, where: str) -> Session:
@@ -53,7 +58,8 @@ def fitting_dims(
     """Return sizes for the open dims of the inputs of *model* with which it runs on random values.
 
     All get the same size, the first of *sizes* that works; the first dim of an input, or all but the last,
-    get 1 where that works.
+    get 1 where that works. Where all outputs are one number, whatever comes in, another size is looked for:
+    a detector may run over one pixel, and find nothing in it.
 
     Args:
         model: A model.
@@ -71,18 +77,41 @@ def fitting_dims(
         return {}
     session = open_model(model, "the model")
     refusal: GraphoptError | None = None
+    dull: list[dict[str, int]] = []
     for tried in _assignments(specs, free, sizes):
         try:
-            session.run(random_feeds(specs, 1, seed, {**tried, **dims})[0])
+            found = [session.run(feed) for feed in random_feeds(specs, 2, seed, {**tried, **dims})]
         except GraphoptError as error:
             refusal = refusal or error
-        else:
+            continue
+        if _vary(found):
             return tried
+        dull.append(tried)
+        if len(dull) == _MOST_DULL:
+            break
+    if dull:
+        return dull[0]
     assert refusal is not None
     raise DataError(
         f"no size of its open dims was found with which the model runs: {refusal.message}",
         hint="Bind them with --dim, or give real inputs with --data",
     )
+
+
+def _vary(runs: Sequence[Mapping[str, Value]]) -> bool:
+    """Return whether some output holds more than one number, within a run or over all."""
+    for name in runs[0]:
+        values = [np.asarray(each).reshape(-1) for run in runs for each in _parts(run[name])]
+        whole = np.concatenate(values) if values else np.zeros(0)
+        if whole.size and (whole != whole[0]).any():
+            return True
+    return False
+
+
+def _parts(value: Value) -> Sequence[Tensor]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def fitting_feeds(

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+import graphopt
 from graphopt.errors import OptionError
 from graphopt.ir.emit import emit, save
 from graphopt.ir.lower import load
@@ -337,3 +338,18 @@ def test_external_weights_stay_in_their_file(tmp_path: Path, form: str) -> None:
     (tmp_path / "m.bin").write_bytes(weight.tobytes())
     _, report = apply(ConvertFloat16(), load(path), check=False, form=form)
     assert not report.changed
+
+
+@pytest.mark.parametrize("perm", [[1, 0, 2], [1, 2, 0, 3]])
+@pytest.mark.parametrize("before", ["Identity", "Relu"])
+def test_what_onnxruntime_crashes_on_stays_float(perm: list[int], before: str, tmp_path: Path) -> None:
+    dims = ",".join("4" for _ in perm)
+    weight = ",".join(str(number) for number in range(16))
+    text = f"""{HEADER} g (float[{dims}] x) => (float[{dims}] y) <float[4,4] w = {{{weight}}}>
+        {{ a = {before}(x) t = Transpose<perm = {perm}>(a) y = MatMul(t, w) }}"""
+    onnx.save(parse(text), tmp_path / "m.onnx")
+    record = graphopt.run(tmp_path / "m.onnx", "convert-float16", out=tmp_path / "o.onnx").report
+    assert record.validation is not None
+    assert record.validation.passed
+    weights = onnx.load(tmp_path / "o.onnx").graph.initializer
+    assert [tensor.data_type for tensor in weights] == [TensorProto.FLOAT16]

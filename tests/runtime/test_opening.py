@@ -63,6 +63,19 @@ def test_sizes_are_tried_in_order_and_ones_first() -> None:
     assert fitting_dims(lower(relu), {}) == {"b": 1, "t": 1}
 
 
+def test_a_size_with_which_outputs_are_one_number_is_not_the_first_choice() -> None:
+    peaks = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[b, t] x) => (float[b, t] y) { y = Softmax<axis = 1>(x) }
+    """)
+    assert fitting_dims(lower(peaks), {}) == {"b": 1, "t": 64}  # of a single element it is 1
+    constant = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[b, t] x) => (float[b, t] y) { y = Sub(x, x) }
+    """)
+    assert fitting_dims(lower(constant), {}) == {"b": 1, "t": 1}
+
+
 def test_a_model_that_no_size_suits_says_so() -> None:
     with pytest.raises(DataError, match="no size of its open dims") as caught:
         fitting_dims(lower(detector("b, 3, h, w")), {"h": 12})

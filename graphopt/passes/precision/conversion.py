@@ -78,6 +78,7 @@ class Conversion:
         for _ in range(3):
             if not self._smooth(graphs):
                 break
+        self._leave_batch_transposes(graphs)
         if not self.halves:
             return
         if not self.keep_io:
@@ -195,6 +196,30 @@ class Conversion:
                     del self.halves[node]
                     changed = True
         return changed
+
+    def _leave_batch_transposes(self, graphs: Sequence[oir.Graph]) -> None:
+        """Let what puts the first axis in front of the last stay float where a MatMul reads it.
+
+        onnxruntime fuses the two; on the CPU, which has no MatMul of halves, the process then crashes as the
+        model is loaded (seen with 1.32). Models for other providers are validated on the CPU too.
+        """
+        for node in (node for graph in graphs for node in graph if rewrite.is_op(node, "Transpose")):
+            perm = rewrite.attribute(node, "perm")
+            rank = 0 if perm is None else len(perm)
+            if node not in self.halves or rank < 3 or list(perm) != [*range(1, rank - 1), 0, rank - 1]:
+                continue
+            readers = [user for user, index in node.outputs[0].uses() if index == 0]
+            if any(
+                reader in self.halves
+                and rewrite.is_op(reader, "MatMul")
+                and tensors.constant_of(reader.inputs[1]) is not None
+                for reader in readers
+            ):
+                del self.halves[node]
+                where = f"Transpose {node.name or node.outputs[0].name!r}"
+                self.skipped.append(
+                    (where, "onnxruntime's CPU provider crashes on it in half before a MatMul")
+                )
 
     # Editing --------------------------------------------------------------------------------------------
 
