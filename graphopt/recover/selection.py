@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _STEPS = 128
 """Where more units than this are left several go at once, so that the work does not grow with their cube."""
 
+_ALIVE = 0.75
+"""Where less than this share of the columns held is left, the others are dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
@@ -76,6 +79,10 @@ class Problem:
         self.notes: tuple[str, ...] = ()
         self._blocks = [np.asarray(block, np.int64) for block in blocks]
         self._tables = _tables(self._blocks)
+        self._place = np.arange(moments.columns)  # of each column in what is held
+        self._alive = np.ones(moments.columns, bool)  # of what is held
+        whole = np.concatenate([*self._blocks, np.zeros(0, np.int64)])
+        self._disjoint = len(np.unique(whole)) == len(whole)
         variance = moments.target_variance if moments.is_finite else 0.0
         self._scale = (1.0 / variance if scale is None else scale) if variance > 0 else 0.0
         if not moments.is_finite or moments.count == 0:
@@ -102,7 +109,7 @@ class Problem:
             chosen = np.flatnonzero(place[units] >= 0)
             if not len(chosen):
                 continue
-            columns = table[place[units[chosen]]]
+            columns = self._place[table[place[units[chosen]]]]
             corner = self._inverse[columns[:, :, None], columns[:, None, :]]
             weight = self._weight[columns]
             costs[chosen] = np.einsum("uij,uij->u", weight, _solved(corner, weight)) * self._scale
@@ -110,7 +117,7 @@ class Problem:
 
     def remove(self, *units: int) -> float:
         """Force the columns of *units* to zero, move all others to where they are best; return the loss."""
-        columns = np.concatenate([self._blocks[unit] for unit in units])
+        columns = self._place[np.concatenate([self._blocks[unit] for unit in units])]
         if not columns.size:
             return 0.0
         corner = self._inverse[np.ix_(columns, columns)]
@@ -124,7 +131,19 @@ class Problem:
         self._inverse[columns] = 0.0
         self._inverse[:, columns] = 0.0
         self._inverse[columns, columns] = 1.0
+        self._alive[columns] = False
+        if self._disjoint and np.count_nonzero(self._alive) < _ALIVE * len(self._alive):
+            self._shrink()
         return max(cost, 0.0)
+
+    def _shrink(self) -> None:
+        """Hold only what is left: each removal costs the square of what is held."""
+        stays = np.flatnonzero(self._alive)
+        self._inverse = self._inverse[np.ix_(stays, stays)]
+        self._weight = self._weight[stays]
+        place = np.zeros(len(self._alive), np.int64)  # nobody asks for the columns of units that are gone
+        place[stays] = np.arange(len(stays))
+        self._place, self._alive = place[self._place], np.ones(len(stays), bool)
 
 
 def _tables(blocks: Sequence[Indices]) -> list[tuple[Indices, Indices]]:

@@ -379,6 +379,25 @@ def test_the_trajectory_is_greedy_and_its_losses_add_up() -> None:
     assert got.kept(2, 4) == tuple(sorted(set(range(4)) - set(got.order[:2])))
 
 
+def test_units_may_share_columns() -> None:
+    x, y = data()
+    blocks = [np.arange(0, 5), np.arange(3, 8), np.arange(6, 12)]
+    problem = Problem(moments_of(x, y), blocks, stage="s", ridge=0.01)
+    penalty = 0.01 * np.trace(np.cov(x.T, bias=True)) / x.shape[1]
+
+    def minimum(kept: np.ndarray) -> float:
+        weight, bias = ridge_by_rows(x[:, kept], y, penalty, np.zeros((y.shape[1], len(kept))))
+        error = np.mean(np.sum((x[:, kept] @ weight.T + bias - y) ** 2, axis=1)) + penalty * np.sum(weight**2)
+        return float(error / np.sum(np.var(y, axis=0)))
+
+    problem.remove(0)
+    costs = [
+        minimum(np.arange(8, 12)) - minimum(np.arange(5, 12)),
+        minimum(np.array([5])) - minimum(np.arange(5, 12)),
+    ]
+    np.testing.assert_allclose(problem.costs([1, 2]), costs, rtol=1e-6)
+
+
 def test_it_knows_what_the_others_can_make_up_for() -> None:
     # Two copies of one unit with large weights, and an independent one with small weights: magnitude would
     # drop the small one, but a copy costs nothing.
