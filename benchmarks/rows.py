@@ -24,7 +24,14 @@ def parser_of(doc: str | None, cases: Iterable[str]) -> argparse.ArgumentParser:
         cases: All names.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(cases))
+    names = tuple(cases)
+
+    def known(name: str) -> str:
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"there is no case {name!r}; the cases are {', '.join(names)}")
+        return name
+
+    parser.add_argument("cases", nargs="*", metavar="CASE", type=known, help=", ".join(names))
     parser.add_argument("--json", type=Path)
     return parser
 
