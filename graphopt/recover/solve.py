@@ -466,8 +466,10 @@ def refit_bias_groups(
         free_bias: Whether the bias may change; else there are only residuals to tell.
     """
     if not free_bias:
-        # A huge ridge keeps the weights and only computes the residuals.
-        return solve_groups(moments, weight, bias, stage=stage, ridge=1e12, free_bias=False)
+        # A huge ridge keeps the weights and only computes the residuals; held samples would choose
+        # a small one.
+        whole = [replace(one, held=None) for one in moments]
+        return solve_groups(whole, weight, bias, stage=stage, ridge=1e12, free_bias=False)
     step = len(weight) // len(moments)
     parts = [slice(group * step, (group + 1) * step) for group in range(len(moments))]
     found = [

@@ -14,7 +14,7 @@ from graphopt.recover.grouped import GroupedMoments
 from graphopt.recover.lowrank import Weighed, decompose, energies
 from graphopt.recover.moments import Moments
 from graphopt.recover.selection import Problem, trajectory
-from graphopt.recover.solve import refit_bias, regularise, solve, solve_groups
+from graphopt.recover.solve import refit_bias, refit_bias_groups, regularise, solve, solve_groups
 
 
 def data(
@@ -128,6 +128,18 @@ def test_the_bias_alone() -> None:
     got = refit_bias(moments_of(x, y), weight, np.zeros(5), stage="s")
     np.testing.assert_allclose(got.bias, np.mean(y - x @ weight.T, axis=0), rtol=1e-9)
     assert got.residual_after < got.residual_before
+
+
+def test_a_bias_that_may_not_change_leaves_the_weights_where_samples_are_held_out_too() -> None:
+    x, y = data()
+    weight = np.random.default_rng(4).normal(size=(5, 12))
+    moments = moments_of(x, y)
+    moments.held = moments_of(x[::4], y[::4])
+    got = refit_bias_groups([moments], weight, np.zeros(5), stage="s", free_bias=False)
+    np.testing.assert_allclose(got.weight, weight, rtol=1e-9)
+    left = np.square(y - x @ weight.T).mean(axis=0).sum() / y.var(axis=0).sum()
+    assert got.residual_before == pytest.approx(left)
+    assert got.residual_after == pytest.approx(left)
 
 
 @pytest.mark.parametrize(
