@@ -321,6 +321,18 @@ def test_weights_that_fit_their_codes_stay_as_they_are() -> None:
     assert report.counts["fed_back"] == 4
 
 
+def test_palettes_that_do_not_pay_for_their_tables_leave_biases_alone() -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(32, 24)).astype(np.float32), "b": rng.normal(size=24).astype(np.float32)}
+    model = small([helper.make_node("Gemm", ["x", "w", "b"], ["y"])], weights)
+    data = [{"x": rng.normal(size=(8, 32)).astype(np.float32)} for _ in range(16)]
+    after, report = apply(PASS, model, data=data, bits=3, min_elements=1, feedback=True)
+    assert (report.changed, report.counts, report.warnings) == (False, {}, ())
+    assert "tables that they share would take" in report.skipped[0][1]
+    held = {each.name: numpy_helper.to_array(each) for each in emit(after).graph.initializer}
+    assert all(np.array_equal(held[name], array) for name, array in weights.items())
+
+
 def test_bits_are_spread_by_size() -> None:
     sizes = {"small": 1 << 10, "middle": 1 << 14, "large": 1 << 18}
     bits = spread_bits(sizes, 4.2)

@@ -81,13 +81,20 @@ class Fed:
 class Outcome:
     """What became of the weights: by name, those that were fed back; the others with the reason.
 
-    *warnings* say what was not as it should be; they are in the report too.
+    *warnings* say what was not as it should be; they are in the report too. *changed* has the operators, with
+    the weight and the bias that each gets.
     """
 
     fed: dict[str, Fed] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     report: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    changed: list[tuple[Linear, Matrix, Matrix]] = field(default_factory=list)
+
+    def write(self, model: Model) -> None:
+        """Give the weights, and the biases that take what is left, to the *model* that was walked."""
+        for linear, weight, bias in self.changed:
+            linear.write(model, weight, bias if linear.has_bias else None)
 
 
 def why_not(candidate: Candidate, model: Model) -> str:
@@ -118,10 +125,10 @@ def feed_back_all(
     start: Model | None,
     nearest_of: Callable[[Candidate], Array | None],
 ) -> Outcome:
-    """Find palettes for *candidates* with error feedback; the biases of *model* take what is left.
+    """Find palettes for *candidates* with error feedback, and the biases that take what is left.
 
     Args:
-        model: The model; only biases are changed.
+        model: The model; it stays as it is (:meth:`Outcome.write` changes it).
         candidates: Weights, each with one reader that is a linear operator of the main graph.
         feeds: Unlabelled inputs.
         wish_of: Bits and form of each.
@@ -145,7 +152,6 @@ def feed_back_all(
     by_value = {each.value: each for each in candidates}
     stages: list[StageReport] = []
     notes: dict[str, None] = {}
-    changed: list[tuple[Linear, Matrix, Matrix]] = []
     with Walk(model, feeds, settings.rows_per_sample, settings.seed, start=start) as walk:
         found = [stage for stage in walk.stages() if stage.linear.node.inputs[1] in by_value]
         for done, stage in enumerate(found):
@@ -165,13 +171,11 @@ def feed_back_all(
                     walk.write(stage, stage.linear.matrix(rounded), None)
                 continue
             outcome.fed[candidate.name] = result.fed
-            changed.append((stage.linear, result.weight, result.bias))
+            outcome.changed.append((stage.linear, result.weight, result.bias))
             walk.write(stage, result.weight, result.bias if stage.linear.has_bias else None)
             notes |= dict.fromkeys(result.notes)
             stages.append(result.report)
-        agreement = walk.finish() if changed else None
-        for linear, weight, bias in changed:
-            linear.write(model, weight, bias if linear.has_bias else None)
+        agreement = walk.finish() if outcome.changed else None
     outcome.report = {
         "stages": [stage.as_json() for stage in stages],
         "agreement": None if agreement is None else agreement.as_json(),

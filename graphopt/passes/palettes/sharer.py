@@ -17,7 +17,7 @@ from graphopt.passes.constants.expressions import Writer, put_in_place
 from graphopt.passes.palettes.budget import spread_bits
 from graphopt.passes.palettes.candidates import find_candidates, importance
 from graphopt.passes.palettes.choose import Wish, choose, is_constant
-from graphopt.passes.palettes.feedback import Settings, feed_back_all, why_not
+from graphopt.passes.palettes.feedback import Outcome, Settings, feed_back_all, why_not
 from graphopt.passes.palettes.sharing import share_nearly_equal
 from graphopt.passes.palettes.storage import encode, lookup, rounded, table_bytes
 
@@ -135,16 +135,16 @@ class Sharer:
         if options.mean_bits is not None:
             sizes = {each.name: each.size for each in candidates}
             self._bits = spread_bits(sizes, options.mean_bits)
-        fed = self._feed_back(candidates) if options.feedback else {}
+        outcome = self._feed_back(candidates) if options.feedback else Outcome()
         puts = []
         for done, candidate in enumerate(candidates):
             self._context.progress(done, len(candidates))
-            if candidate.name in fed:
-                puts.append(_of_fed(candidate, fed[candidate.name]))
+            if candidate.name in outcome.fed:
+                puts.append(_of_fed(candidate, outcome.fed[candidate.name]))
             elif (nearest := self._nearest_of(candidate)) is not None:
                 choice, weighted = nearest
                 puts.append(_Put(candidate, choice, stored_bytes(candidate.tensor), {"weighted": weighted}))
-        self._put_all(puts)
+        self._put_all(puts, outcome)
         if self._told:
             self._extra["palettes"] = self._told
         if not any(self._counts.values()) and not self._skipped:
@@ -181,7 +181,7 @@ class Sharer:
     def _skip(self, candidate: Candidate, reason: str) -> None:
         self._skipped.append((f"weight {candidate.name!r}", reason))
 
-    def _feed_back(self, candidates: list[Candidate]) -> dict[str, Fed]:
+    def _feed_back(self, candidates: list[Candidate]) -> Outcome:
         options = self._options
         able, others = [], []
         for candidate in candidates:
@@ -204,11 +204,7 @@ class Sharer:
         )
         for name, reason in outcome.skipped:
             self._skipped.append((f"weight {name!r}", f"nearest codes, without feedback: {reason}"))
-        if outcome.report:
-            self._extra["recovery"] = outcome.report
-            self._warnings = outcome.warnings
-        self._counts["fed_back"] += len(outcome.fed)
-        return outcome.fed
+        return outcome
 
     def _with_nearest(self, candidates: list[Candidate]) -> Model | None:
         """Return a copy of the model with nearest codes for *candidates*; None where that changes nothing."""
@@ -255,18 +251,27 @@ class Sharer:
             return None
         return choice, mass is not None
 
-    def _put_all(self, puts: list[_Put]) -> None:
-        """Store the palettes, unless the tables that all of them share take what they save."""
+    def _put_all(self, puts: list[_Put], outcome: Outcome) -> None:
+        """Store the palettes, unless the tables that all of them share take what they save.
+
+        Args:
+            puts: The palettes.
+            outcome: What those that were found with feedback do to the biases.
+        """
         tables: dict[tuple[int, int], int] = {}
         for put in puts:
             tables |= table_bytes(put.choice.palette.bits, uint4=self._uint4)
         shared = sum(tables.values())
         saved = sum(put.before - put.after for put in puts)
-        # With feedback biases have been fitted to the palettes already.
-        if puts and saved <= shared and not self._counts["fed_back"]:
+        if puts and saved <= shared:
             reason = f"palettes would save {saved} bytes, and the tables that they share would take {shared}"
             self._skipped.append(("model", reason))
             return
+        outcome.write(self._model)
+        if outcome.report:
+            self._extra["recovery"] = outcome.report
+            self._warnings = outcome.warnings
+        self._counts["fed_back"] += len(outcome.fed)
         for put in puts:
             self._put(put)
         self._counts["bytes_saved"] += saved - shared
