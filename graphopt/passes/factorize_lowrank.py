@@ -150,6 +150,11 @@ class FactorizeLowrank(Pass):
                     "widen is not for recover=least-squares, which fits to the samples as they are; "
                     "set recover=bias or recover=none"
                 )
+            if self.plan is not None and "embedding" in self.forms:
+                raise ValueError(
+                    "a plan names no tables of embeddings; give forms=[embedding] and how far in a step "
+                    "of its own"
+                )
             if not self.forms:
                 raise ValueError("forms is empty: name one at least")
             return self

@@ -252,6 +252,7 @@ def test_an_impossible_budget_is_an_error_unless_best_effort() -> None:
         ({"macs_ratio": 0.5, "rank": 3}, "macs_ratio and rank"),
         ({"widen": 1.0}, "widen is not for recover=least-squares"),
         ({"forms": []}, "forms is empty"),
+        ({"plan": "plan.toml", "forms": ["thin", "embedding"]}, "a plan names no tables"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_the_plan(options: dict[str, Any], message: str) -> None:
