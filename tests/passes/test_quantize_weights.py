@@ -502,6 +502,18 @@ def test_weights_that_are_out_of_reach_are_named() -> None:
     assert {where for where, _ in report.skipped} == {f"weight {name!r}" for name in "kgcs"}
 
 
+def test_no_fold_is_promised_where_a_weight_is_cut_anew_in_every_run() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g
+        (float[2,64] a, int64[1] from, int64[1] to) => (float[2,k] y) <int64[1] one = {1}> {
+            part = Slice (w, from, to, one)
+            y = MatMul (a, part)
+        }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
+    _, report = apply(PASS, model)
+    assert skipped(report) == {"w": "Slice stands between it and what multiplies with it"}
+
+
 def test_reasons() -> None:
     model = product()
     assert "min_elements" in skipped(apply(PASS, model, min_elements=10**7)[1])["w"]

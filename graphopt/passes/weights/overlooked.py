@@ -72,7 +72,11 @@ def _why(model: Model, value: oir.Value, *, is_hidden: bool, reads_moved: bool) 
         if _leads_to_weight(node, _SEEN_THROUGH):
             if reads_moved and is_op(node, "Transpose", "Reshape", "Identity"):
                 continue
-            help_ = "" if is_op(node, "Cast") else "; fold-constants before it would help"
+            # A Cast is meant to stay, and what is taken from a weight anew in every run cannot be folded.
+            stays = is_op(node, "Cast") or any(
+                each is not None and not _is_moved(each) for each in node.inputs
+            )
+            help_ = "" if stays else "; fold-constants before it would help"
             return f"{node.op_type} stands between it and what multiplies with it{help_}"
     return ""
 
