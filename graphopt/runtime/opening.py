@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphopt.errors import DataError, GraphoptError
-from graphopt.runtime.feeds import free_dims, input_specs, random_feeds
+from graphopt.runtime.feeds import bind_dims, free_dims, input_specs, random_feeds
 from graphopt.runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _LARGE_BYTES = 256 << 20  # models from this size go through a file, not through
 _SIZES = (1, 64, 32, 16, 4, 128, 224, 256, 320, 512, 576, 640)
 """What open dims are tried with. 1 is what they count as elsewhere; a detector halves an image five times."""
 
+
+_MOST_ELEMENTS = 1 << 23
+"""Of a feed that is tried; with four dims open, a size of 224 for all of them would take 10 GB."""
 
 _MOST_DULL = 4  # sizes with which all outputs are one number, before the first of them has to do
 
@@ -59,7 +63,8 @@ def fitting_dims(
 
     All get the same size, the first of *sizes* that works; the first dim of an input, or all but the last,
     get 1 where that works. Where all outputs are one number, whatever comes in, another size is looked for:
-    a detector may run over one pixel, and find nothing in it.
+    a detector may run over one pixel, and find nothing in it. Sizes that make inputs of more than 8 million
+    elements are left out, unless *dims* alone makes so large ones.
 
     Args:
         model: A model.
@@ -76,10 +81,13 @@ def fitting_dims(
     if not free:
         return {}
     session = open_model(model, "the model")
+    most = max(_MOST_ELEMENTS, _elements(specs, {**dict.fromkeys(free, 1), **dims}))
     refusal: GraphoptError | None = None
     dull: list[dict[str, int]] = []
     for tried in _assignments(specs, free, sizes):
         try:
+            if _elements(specs, {**tried, **dims}) > most:
+                continue
             found = [session.run(feed) for feed in random_feeds(specs, 2, seed, {**tried, **dims})]
         except GraphoptError as error:
             refusal = refusal or error
@@ -98,12 +106,19 @@ def fitting_dims(
     )
 
 
+def _elements(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> int:
+    """Return how many elements inputs with these *dims* have together."""
+    shapes = (spec.shape or () for spec in bind_dims(specs, dims))
+    return sum(math.prod(dim for dim in shape if isinstance(dim, int)) for shape in shapes)
+
+
 def _vary(runs: Sequence[Mapping[str, Value]]) -> bool:
     """Return whether some output holds more than one number, within a run or over all."""
     for name in runs[0]:
         values = [np.asarray(each).reshape(-1) for run in runs for each in _parts(run[name])]
         whole = np.concatenate(values) if values else np.zeros(0)
-        if whole.size and (whole != whole[0]).any():
+        # NaN differs from itself: an output that is nothing else is one number all the same.
+        if whole.size and (whole != whole[0]).any() and len(np.unique(whole)) > 1:
             return True
     return False
 

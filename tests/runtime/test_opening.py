@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx.parser
@@ -12,6 +13,7 @@ import graphopt
 from graphopt.errors import DataError
 from graphopt.ir.lower import lower
 from graphopt.pipeline.gates import NumericGate
+from graphopt.runtime.feeds import random_feeds
 from graphopt.runtime.measurements import Measurements
 from graphopt.runtime.opening import fitting_dims, fitting_feeds, open_model
 
@@ -76,10 +78,50 @@ def test_a_size_with_which_outputs_are_one_number_is_not_the_first_choice() -> N
     assert fitting_dims(lower(constant), {}) == {"b": 1, "t": 1}
 
 
+def test_nothing_but_nan_is_one_number_too() -> None:
+    deviation = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        g (float[b, t] x) => (float[b, one] y) <int64[1] last = {1}, float[1] unit = {1}>
+        {
+            mean = ReduceMean(x, last)
+            away = Sub(x, mean)
+            squares = ReduceSumSquare(away, last)
+            shape = Shape<start = 1>(x)
+            count = Cast<to = 1>(shape)
+            free = Sub(count, unit)
+            y = Div(squares, free)
+        }
+    """)
+    assert fitting_dims(lower(deviation), {}) == {"b": 1, "t": 64}  # of a single element it is 0 / 0
+
+
 def test_a_model_that_no_size_suits_says_so() -> None:
     with pytest.raises(DataError, match="no size of its open dims") as caught:
         fitting_dims(lower(detector("b, 3, h, w")), {"h": 12})
     assert "--dim" in caught.value.hint
+
+
+def test_inputs_that_take_gigabytes_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four dims of an image are open, and the second one has to be 3, which is no size that is tried."""
+    tried: list[int] = []
+
+    def counted(specs: Any, count: int, seed: int, dims: Any) -> list[Any]:
+        tried.append(math.prod(dims.values()))
+        return random_feeds(specs, count, seed, dims)
+
+    monkeypatch.setattr("graphopt.runtime.opening.random_feeds", counted)
+    image = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, c, h, w] x) => (float[n, m, a, b] y)
+        <float[2, 3, 1, 1] k = {1, 2, 3, 4, 5, 6}> { y = Conv(x, k) }
+    """)
+    with pytest.raises(DataError, match="no size of its open dims"):
+        fitting_dims(lower(image), {}, sizes=(1, 32, 64, 640))
+    assert max(tried) == 32**4
+    tried.clear()
+    assert fitting_dims(lower(image), {"c": 3}, sizes=(64, 640)) == {"n": 1, "h": 64, "w": 64}
+    large = {"c": 3, "n": 1, "h": 1 << 22}  # what was asked for is tried, whatever it takes
+    assert fitting_dims(lower(image), large, sizes=(4, 1)) == {"w": 1}
 
 
 def test_without_open_dims_nothing_is_run() -> None:
