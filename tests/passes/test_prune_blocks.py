@@ -559,9 +559,11 @@ def test_each_kind_of_recovery_is_better_than_less(make: Any) -> None:
         ]
         names, data, others = ["mlp0", "attention1"], feeds[:80], feeds[80:]
     errors = []
+    fitted = "bias" if make is resnet else "least-squares"
     for recover in ("none", "bias", "least-squares"):
         after, report = prune(proto, blocks=names, recover=recover, data=data)
         assert report.extra["oracle"]["passed"]
+        assert ("operators_refitted" in report.counts) == (recover in {fitted, "least-squares"})
         errors.append(error(proto, after, others))
     # MatMul has no bias to move; elsewhere that alone helps.
     assert errors[2] < 0.8 * errors[1]

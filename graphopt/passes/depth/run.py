@@ -255,7 +255,9 @@ class Run:
             self.extra["recovery"] = fit.report
             self.warnings = fit.warnings
             self.skipped += fit.skipped
-            counts["operators_refitted"] = len(fit.solved)
+            # Of one without a bias, recover=bias tells the residual and moves nothing.
+            moved = [one for one, _ in fit.solved if one.has_bias or recovery.method != "bias"]
+            counts["operators_refitted"] = len(moved)
         whole = self.model.clone() if self.options.oracle else None
         counts["nodes_removed"] = remove(self.model, chosen)
         self.context.invalidate()
