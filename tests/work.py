@@ -1,11 +1,41 @@
-"""How much work a function does, counted instead of timed: the same on every machine, however busy."""
+"""How much work a function does, counted instead of timed, and how much memory it takes at most."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import pytest
+
+# Not getrusage: a child inherits the peak of its parent there.
+_PRINT_PEAK = """
+from pathlib import Path
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(peak.split()[1])
+"""
+
+
+def peak_kib(code: str, *arguments: str) -> int:
+    """Return the peak memory, in KiB, of a process of its own that runs *code*.
+
+    One thread: others have buffers of their own, and wait for each other on a busy machine.
+
+    Args:
+        code: Python, indented as a whole; it finds *arguments* from ``sys.argv[1]``.
+        arguments: What it is given.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("peak memory is read from /proc")
+    command = [sys.executable, "-c", textwrap.dedent(code) + _PRINT_PEAK, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(done.stdout.splitlines()[-1])
 
 
 def lines_run(function: Callable[[], object]) -> int:

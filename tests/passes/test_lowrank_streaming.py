@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +25,7 @@ from graphopt.passes.lowrank.forms import Evidence, Geometry, Splitter
 from graphopt.passes.lowrank.prospects import survey
 from graphopt.recover.linear import Linear, linear_of
 from tests.passes.harness import apply
+from tests.work import peak_kib
 
 if TYPE_CHECKING:
     from graphopt.passes.lowrank.forms import Form
@@ -222,15 +219,10 @@ def test_what_cannot_be_put_aside_is_an_error_that_says_where(
 
 def test_memory_does_not_grow_with_the_number_of_weights(tmp_path: Path) -> None:
     """Peak memory over 3 and over 24 weights of 400 KB, in a process each; all get factors of half that."""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("peak memory is read from /proc")
     code = """
         import sys
-        from pathlib import Path
         import graphopt
         graphopt.run(sys.argv[1], "factorize-lowrank{rank=80}", out=sys.argv[2], validate=False)
-        (line,) = [l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")]
-        print(line.split()[1])
     """
     side, peaks, sizes = 320, [], []
     for count in (3, 24):
@@ -242,11 +234,7 @@ def test_memory_does_not_grow_with_the_number_of_weights(tmp_path: Path) -> None
         model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
         path, out = tmp_path / f"{count}.onnx", tmp_path / f"{count}-out.onnx"
         onnx.save(model, path, save_as_external_data=True, location=f"{count}.bin")
-        command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(out)]
-        # One thread: others have buffers of their own, and wait for each other on a busy machine.
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        peaks.append(int(done.stdout))
+        peaks.append(peak_kib(code, str(path), str(out)))
         sizes.append(out.with_name(f"{out.name}.data").stat().st_size)
     assert sizes == [count * 2 * 80 * side * 4 for count in (3, 24)]
     # 21 weights more, taken apart in float64, would be 50 MB.
